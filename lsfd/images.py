@@ -27,10 +27,10 @@ def _check(image):
 
 # %% ../nbs/00_images.ipynb #c008
 def _to_rgb(im, format):
-    "PIL image of any mode as 8-bit RGB; raises ValueError for pixels without an agreed white"
+    "PIL image of any mode as 8-bit RGB; an `ImageError` for pixels without an agreed white"
     if im.mode.startswith('I;16') or im.mode == 'I' and format in ('PNG', 'PPM'):
         im = Image.fromarray(np.round(np.asarray(im) / 257).astype(np.uint8))
-    if im.mode[0] in 'IF': raise ValueError(f'mode {im.mode}: float or 32-bit pixels; save it as 8- or 16-bit')
+    if im.mode[0] in 'IF': raise ImageError(f'float or 32-bit pixels (mode {im.mode}) name no white. Save it with 8 or 16 bits')
     if im.has_transparency_data:
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     return im.convert('RGB')
@@ -61,6 +61,7 @@ def read_image(path):
     if path.is_dir(): raise ImageError(f'{path}: is a folder. Name one of the pictures in it')
     if not path.stat().st_size: raise ImageError(f'{path}: is empty (0 bytes). Copy or download it again')
     try: return _decode(path)
+    except ImageError as e: raise ImageError(f'{path}: {e}') from e
     except UnidentifiedImageError as e:
         raise ImageError(f'{path}: not a picture that Pillow knows, or cut off early. Remove it, or save it again as PNG') from e
     except Image.DecompressionBombError as e:
