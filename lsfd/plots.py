@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt, numpy as np, seaborn as sns
 from matplotlib.patches import Rectangle
 
 # %% ../nbs/00a_plots.ipynb #c005
-WIDTH, DPI, _GAP = 8, 80, .1    # inches, dots per inch, inches between pictures
+WIDTH, DPI, _GAP = 8, 75, .1    # inches, dots per inch, inches between pictures
 PALETTE = sns.color_palette('colorblind').as_hex()
 
 # %% ../nbs/00a_plots.ipynb #c008
