@@ -49,10 +49,10 @@ def data_root() -> Path:
     return root.absolute() if root.is_dir() else repo_root()/root
 
 # %% ../nbs/02_data.ipynb #c016
-SUFFIXES = '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()
+SUFFIXES = '.avif .bmp .gif .heic .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp'.split()
 
 def _natural(path): return [int(t) if i%2 else t.casefold() for i,t in enumerate(re.split('([0-9]+)', path.name))], path.name
-def _images(folder): return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != '.' and p.is_file()]
+def _images(folder): return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != '.' and not p.is_dir()]
 
 def find_images(folder) -> list:
     "Image files of `folder`, `2.png` before `10.png`; hidden files and other extensions are passed over."
@@ -70,6 +70,7 @@ def find_images(folder) -> list:
 # %% ../nbs/02_data.ipynb #c020
 def find_folder(source) -> Path:
     "The folder `source`: a path, or a name under `data_root()` or its `train`, `valid` and `benchmark`."
+    if not str(source or '').strip(): raise DataError(f"no source of images in {source!r}: give 'photos', a folder or the name of one")
     root = data_root()
     looked = [Path(source).expanduser().absolute(), *(root/d/source for d in ('', 'train', 'valid', 'benchmark'))]
     for p in looked:
@@ -126,7 +127,15 @@ def _read_folder(folder, scale):
     partners = _partners(files, lr_folder, scale)[:first] if lr_folder else None
     return [f.stem for f in files[:first]], _each(read_image, files[:first]), partners and _each(read_image, partners)
 
-# %% ../nbs/02_data.ipynb #c034
+# %% ../nbs/02_data.ipynb #c033
+def _check_hrs(names, hrs, scale):
+    "Complain unless there are HR images, all of them uint8 HWC RGB and with room for an LR pixel."
+    if not names: raise DataError('no images at all: a source needs at least one')
+    for name, h in zip(names, hrs):
+        if h.dtype != np.uint8 or h.ndim != 3 or h.shape[2] != 3 or min(h.shape[:2]) < scale:
+            raise DataError(f'{name!r} must be uint8 RGB of at least {scale}x{scale} pixels, got {h.dtype} of shape {h.shape}')
+
+# %% ../nbs/02_data.ipynb #c036
 def load_pairs(
     source,             # 'photos', a folder or its name under `data_root()`, a dict name -> HR uint8 HWC, or a list of folders
     scale:int=2,        # 2, 3 or 4
@@ -134,17 +143,18 @@ def load_pairs(
 ) -> tuple:             # names, HR images, LR images
     "Aligned whole images: `hr.shape[:2] == scale*lr.shape[:2]`."
     if scale not in (2, 3, 4): raise ValueError(f'scale {scale!r}: use 2, 3 or 4')
-    if isinstance(source, (list, tuple)):
+    if source and isinstance(source, (list, tuple)):
         parts = [(Path(s).name, *load_pairs(s, scale, border)) for s in source]
         return [f'{s}/{n}' for s,ns,_,_ in parts for n in ns], [h for p in parts for h in p[2]], [l for p in parts for l in p[3]]
     if isinstance(source, str) and source == 'photos': source = sample_photos('train')
     names, hrs, lrs = (list(source), list(source.values()), None) if isinstance(source, dict) else _read_folder(find_folder(source), scale)
+    _check_hrs(names, hrs, scale)
     hrs = [mod_crop(h, scale) for h in hrs]
     lrs = lrs or _each(lambda h: bicubic(h, 1/scale, border), hrs)
     for pair in zip(names, lrs, hrs): _check_pair(*pair, scale)
     return names, hrs, lrs
 
-# %% ../nbs/02_data.ipynb #c042
+# %% ../nbs/02_data.ipynb #c044
 def fingerprint(names, hrs, lrs) -> str:
     "sha256 over names, shapes and pixels of all pairs, as hex."
     sha = hashlib.sha256()
@@ -153,7 +163,7 @@ def fingerprint(names, hrs, lrs) -> str:
         for im in pair: sha.update(str(im.shape).encode()); sha.update(np.ascontiguousarray(im))
     return sha.hexdigest()
 
-# %% ../nbs/02_data.ipynb #c045
+# %% ../nbs/02_data.ipynb #c047
 class Pixels:
     "RGB images of any size end to end in one uint8 tensor, so that a batch of crops is one gather."
     def __init__(self, images, device='cpu'):
@@ -175,7 +185,7 @@ class Pixels:
         at = rows[:,:,None] + cols[:,None,:]
         return self.flat.index_select(0, at.flatten()).view(*at.shape, 3).permute(0,3,1,2).float()
 
-# %% ../nbs/02_data.ipynb #c048
+# %% ../nbs/02_data.ipynb #c050
 def places(
     corners,        # (images, 2): how many rows and columns a patch's corner can take in each image
     n:int,          # patches
@@ -188,14 +198,14 @@ def places(
     image = (u[:,0]*len(corners)).astype(int)
     return np.column_stack([image, u[:,1:3]*corners[image], flip & (u[:,3] < .5)]).astype(np.int64)
 
-# %% ../nbs/02_data.ipynb #c052
+# %% ../nbs/02_data.ipynb #c054
 def _check_room(names, lrs, side):
     "Complain about LR images that hold no patch."
     small = [f'{n} ({l.shape[1]}x{l.shape[0]})' for n,l in zip(names, lrs) if min(l.shape[:2]) < side]
     if small: raise DataError(f'{len(small)} LR images are smaller than a {side}x{side} patch: {", ".join(small[:5])}; '
                               'take them out, or choose a smaller lr_patch')
 
-# %% ../nbs/02_data.ipynb #c055
+# %% ../nbs/02_data.ipynb #c057
 class PatchPairs:
     "Aligned LR/HR training patches; what `batch(step)` holds depends on the data, `seed` and `step` alone."
     def __init__(self, source, *, # as for `load_pairs`
@@ -206,7 +216,8 @@ class PatchPairs:
             seed:int=0,
             border='symmetric',   # of the bicubic that makes missing LR images
             device='cpu'):        # where pixels are kept and patches are cut
-        if min(lr_patch, batch) < 1 or seed < 0: raise ValueError(f'lr_patch {lr_patch} and batch {batch} must be positive, seed {seed} not negative')
+        if not all(isinstance(v, int) for v in (lr_patch, batch, seed)) or min(lr_patch, batch, seed + 1) < 1: raise ValueError(
+            f'lr_patch {lr_patch!r}, batch {batch!r} and seed {seed!r} must be whole numbers, the first two from 1 up, the seed from 0')
         names, hrs, lrs = load_pairs(source, scale, border)
         _check_room(names, lrs, lr_patch)
         self.names, self.scale, self.fingerprint = names, scale, fingerprint(names, hrs, lrs)
@@ -230,7 +241,7 @@ class PatchPairs:
         return (f'{len(self.names)} images of {len(hr)/1e6:.1f} megapixels in {(hr.nbytes + lr.nbytes)/1e6:.1f} MB uint8 on {hr.device}, '
                 f'x{self.scale}, LR patches {self.lr_patch}x{self.lr_patch}, fingerprint {self.fingerprint[:12]}')
 
-# %% ../nbs/02_data.ipynb #c073
+# %% ../nbs/02_data.ipynb #c075
 class Benchmark:
     "Whole images to be scored: iterating gives (name, lr, hr), uint8 HWC."
     def __init__(self, source, *, scale:int=2, border='symmetric'):
@@ -244,7 +255,7 @@ class Benchmark:
     def describe(self) -> str:
         return f'{self.name}: {len(self)} images, x{self.scale}, fingerprint {self.fingerprint[:12]}'
 
-# %% ../nbs/02_data.ipynb #c083
+# %% ../nbs/02_data.ipynb #c085
 def _resume(url, part, size, tries=5):
     "Append what is missing of `url` to the file `part`, asking again when the connection breaks."
     for wait in range(tries):
@@ -264,7 +275,7 @@ def _resume(url, part, size, tries=5):
     if not part.exists() or part.stat().st_size != size:
         raise DataError(f'{url} broke off after {tries} tries ({error}): call again and it goes on from {part}')
 
-# %% ../nbs/02_data.ipynb #c087
+# %% ../nbs/02_data.ipynb #c089
 def fetch(url:str, folder, size:int, sha256:str) -> Path:
     "Download `url` into `folder`, resuming `NAME.part`; kept only if size and checksum are right."
     folder, name = Path(folder), url.split('/')[-1]
@@ -273,7 +284,7 @@ def fetch(url:str, folder, size:int, sha256:str) -> Path:
     except DataError: raise
     except ValueError as e: raise DataError(f'{url} is not the file we expect and was not kept: {e}') from e
 
-# %% ../nbs/02_data.ipynb #c090
+# %% ../nbs/02_data.ipynb #c092
 @dataclass(frozen=True)
 class Archive:
     "A zip on the web, what it must be, and what it holds."
@@ -287,7 +298,7 @@ ARCHIVES = {f'DIV2K_{name}': Archive(f'{_DIV2K}DIV2K_{name}.zip', size, sha256, 
     ('train_LR_bicubic_X3', 427847282, 'ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a', 'train_LR_bicubic/X3', 800),
     ('train_LR_bicubic_X4', 246914039, 'f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a', 'train_LR_bicubic/X4', 800))}
 
-# %% ../nbs/02_data.ipynb #c093
+# %% ../nbs/02_data.ipynb #c095
 def _unpack(zipped, target, archive):
     "All images of `zipped`, or none, into the folder `target`."
     with TemporaryDirectory(dir=zipped.parent) as tmp, ZipFile(zipped) as z:
@@ -298,7 +309,7 @@ def _unpack(zipped, target, archive):
         os.replace(found[0].parent, target)
     zipped.unlink()
 
-# %% ../nbs/02_data.ipynb #c095
+# %% ../nbs/02_data.ipynb #c097
 def download(
     name:str,  # one of `ARCHIVES`
     root=None, # the folder that gets the images, default `data_root()/'DIV2K'`
