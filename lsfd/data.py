@@ -234,7 +234,10 @@ class PatchPairs:
         s, side = self.scale, self.lr_patch
         return self.lr.crop(image, y, x, flip, side), self.hr.crop(image, s*y, s*x, flip, s*side)
 
-    def batch(self, step:int, n:int=None): return self.crops(self.draw(step, n))
+    def batch(self, step:int, n:int=None):
+        "The (lr, hr) of a step, float n3SS in 0..255: the same at any time and in any process."
+        return self.crops(self.draw(step, n))
+
     def __iter__(self): return map(self.batch, itertools.count())
     def describe(self) -> str:
         hr, lr = self.hr.flat, self.lr.flat
