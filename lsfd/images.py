@@ -21,8 +21,8 @@ class ImageError(ValueError):
 
 def _check(image):
     "`image` itself where it is uint8 HxWx3, else an `ImageError`"
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3: return image
-    what = f'{image.dtype} {tuple(image.shape)}' if hasattr(image, 'shape') else type(image).__name__
+    what = f'{image.dtype} {tuple(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
+    if what.startswith('uint8 ') and image.ndim == 3 and image.shape[2] == 3: return image
     raise ImageError(f'expected a uint8 array of shape HxWx3, got {what}. `read_image` and `to_image` make one')
 
 # %% ../nbs/00_images.ipynb #c008
@@ -30,7 +30,8 @@ def _to_rgb(im, format):
     "PIL image of any mode as 8-bit RGB; an `ImageError` for pixels without an agreed white"
     if im.mode.startswith('I;16') or im.mode == 'I' and format in ('PNG', 'PPM'):
         im = Image.fromarray(np.round(np.asarray(im) / 257).astype(np.uint8))
-    if im.mode[0] in 'IF': raise ImageError(f'float or 32-bit pixels (mode {im.mode}) name no white. Save it with 8 or 16 bits')
+    if im.mode[0] in 'IF':
+        raise ImageError(f'float or 32-bit pixels (mode {im.mode}) name no white. Save it with 8 or 16 bits')
     if im.has_transparency_data:
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     return im.convert('RGB')
@@ -55,19 +56,19 @@ def _decode(path):
 
 # %% ../nbs/00_images.ipynb #c016
 def read_image(path):
-    "Any picture that Pillow reads as RGB uint8 HxWx3: upright, over white, first frame. Anything else is an `ImageError`"
+    "Any picture that Pillow reads as RGB uint8 HxWx3: upright, over white, first frame; or an `ImageError`"
     path = Path(path)
-    if not path.exists(): raise ImageError(f'{path}: no such file. Check the name, and the folder you run from: {Path.cwd()}')
+    if not path.exists(): raise ImageError(f'{path}: no such file. Check the name, seen from {Path.cwd()}')
     if path.is_dir(): raise ImageError(f'{path}: is a folder. Name one of the pictures in it')
     if not path.stat().st_size: raise ImageError(f'{path}: is empty (0 bytes). Copy or download it again')
     try: return _decode(path)
     except ImageError as e: raise ImageError(f'{path}: {e}') from e
     except UnidentifiedImageError as e:
-        raise ImageError(f'{path}: not a picture that Pillow knows, or cut off early. Remove it, or save it again as PNG') from e
+        raise ImageError(f'{path}: not a picture, or cut off early. Remove it, or save it again as PNG') from e
     except Image.DecompressionBombError as e:
-        raise ImageError(f'{path}: too large ({e}). Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it') from e
+        raise ImageError(f'{path}: too large ({e}). Cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS') from e
     except Exception as e:
-        raise ImageError(f'{path}: damaged, truncated or of an unsupported kind ({e}). Copy it again, or save it again as 8-bit PNG') from e
+        raise ImageError(f'{path}: damaged, truncated or unsupported ({e}). Copy it, or save it, again') from e
 
 # %% ../nbs/00_images.ipynb #c028
 _LOSSLESS = '.png', '.bmp', '.tif', '.tiff', '.ppm'
@@ -75,7 +76,7 @@ _LOSSLESS = '.png', '.bmp', '.tif', '.tiff', '.ppm'
 def write_image(path, image):
     "Save uint8 HxWx3 RGB without loss and in one step: `path` holds the whole picture, or what it held before"
     path = Path(path)
-    if path.suffix.lower() not in _LOSSLESS: raise ImageError(f'{path}: is no lossless format. Use one of {", ".join(_LOSSLESS)}')
+    if path.suffix.lower() not in _LOSSLESS: raise ImageError(f'{path}: is no lossless format. Use one of {_LOSSLESS}')
     if not path.parent.is_dir(): raise ImageError(f'{path}: the folder {path.parent} does not exist. Create it first')
     tmp = path.with_name(f'.{uuid4().hex}{path.suffix}')
     try: Image.fromarray(_check(image)).save(tmp); os.replace(tmp, path)
@@ -86,7 +87,7 @@ def write_image(path, image):
 def mod_crop(image, scale):
     "The top left part of an HxW... `image` whose height and width are multiples of `scale`"
     h, w = image.shape[:2]
-    if min(h, w) < scale: raise ImageError(f'a picture of {h}x{w} pixels is smaller than one step of scale {scale}. Leave it out')
+    if min(h, w) < scale: raise ImageError(f'{h}x{w} pixels are smaller than one step of scale {scale}. Leave it out')
     return image[:h - h % scale, :w - w % scale]
 
 # %% ../nbs/00_images.ipynb #c035
@@ -130,7 +131,8 @@ def bicubic(
 ):                      # uint8, each side times `scale`, rounded up
     "MATLAB's `imresize(image, scale)`, bit for bit"
     scale = _scale(scale)
-    if border not in ('symmetric', 'replicate'): raise ValueError(f"border {border!r} is not 'symmetric' or 'replicate'. Choose one")
+    if border not in ('symmetric', 'replicate'):
+        raise ValueError(f"border {border!r} is not 'symmetric' or 'replicate'. Choose one")
     if getattr(image, 'dtype', None) != np.uint8 or image.ndim not in (2, 3) or not image.size:
         raise ImageError('bicubic takes a uint8 array of shape HxW or HxWxC, not empty. `to_image` rounds floats')
     half = _resize_rows(image, scale, border)
@@ -150,8 +152,8 @@ def to_tensor(image, device=None):
 
 # %% ../nbs/00_images.ipynb #c083
 def to_image(tensor):
-    "A tensor of shape 1x3xHxW or 3xHxW in 0..255 as uint8 HxWx3, clamped and rounded: the one way in which we quantise"
+    "A tensor 1x3xHxW or 3xHxW in 0..255 as uint8 HxWx3, clamped and rounded: the one way in which we quantise"
     t = tensor.detach().squeeze(0) if tensor.ndim == 4 else tensor.detach()
-    if t.ndim != 3 or len(t) != 3: raise ImageError(f'expected 1x3xHxW or 3xHxW, got {tuple(tensor.shape)}. Give one picture at a time')
-    if not t.isfinite().all(): raise ImageError('the picture holds NaN or infinity: the network that made it has diverged')
+    if t.ndim != 3 or len(t) != 3: raise ImageError(f'expected 1x3xHxW, got {tuple(tensor.shape)}. Give one picture at a time')
+    if not t.isfinite().all(): raise ImageError('NaN or infinity in the picture: its network has diverged. Train at a lower rate')
     return t.float().clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

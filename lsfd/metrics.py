@@ -14,10 +14,11 @@ from .images import to_luma
 def _lumas(sr, hr, shave):
     "Luma of both uint8 HxWx3 pictures without `shave` pixels at each border: float64, in 16..235"
     ys = [to_luma(sr), to_luma(hr)]
-    h, w = ys[0].shape
-    if ys[1].shape != (h, w): raise ValueError(f'sr is {h}x{w} and hr {ys[1].shape[0]}x{ys[1].shape[1]} pixels. Cut hr with mod_crop first')
-    if not isinstance(shave, (int, np.integer)) or shave < 0: raise ValueError(f'shave {shave!r} is not a number of pixels. Use the scale')
-    if 2 * shave >= min(h, w): raise ValueError(f'shave {shave} leaves nothing of {h}x{w} pixels. Use the scale, or a larger picture')
+    (h, w), (H, W) = (y.shape for y in ys)
+    if (h, w) != (H, W): raise ValueError(f'sr is {h}x{w} and hr {H}x{W} pixels. Cut hr with mod_crop first')
+    if not isinstance(shave, (int, np.integer)) or shave < 0:
+        raise ValueError(f'shave {shave!r} is not a number of pixels. Use the scale')
+    if 2 * shave >= min(h, w): raise ValueError(f'shave {shave} leaves nothing of {h}x{w} pixels. Use the scale')
     return [y[shave:h - shave, shave:w - shave] for y in ys]
 
 # %% ../nbs/01_metrics.ipynb #c009
@@ -48,13 +49,16 @@ def ssim_y(
 ):          # 1 for equal pictures
     "Structural similarity on luma, as MATLAB's `ssim_index` counts it"
     y, t = _lumas(sr, hr, shave)
-    if min(y.shape) < 11: raise ValueError(f'SSIM needs 11x11 pixels inside the border, got {y.shape[0]}x{y.shape[1]}. Use a larger picture')
+    if min(y.shape) < 11: raise ValueError(f'SSIM needs 11x11 pixels inside the border, got {y.shape}. Use a larger picture')
     c1, c2 = (.01 * 255)**2, (.03 * 255)**2
     my, mt = _local_mean(y), _local_mean(t)
     vy, vt, cov = _local_mean(y * y) - my**2, _local_mean(t * t) - mt**2, _local_mean(y * t) - my * mt
     return float(((2*my*mt + c1) * (2*cov + c2) / ((my**2 + mt**2 + c1) * (vy + vt + c2))).mean())
 
 # %% ../nbs/01_metrics.ipynb #c025
+_KNOWN = dict(scale=(2, 3, 4), channel=('Y',), quantised=('round',), average=('mean of images',),
+              border=('symmetric', 'replicate'))
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     "How a score is counted; the defaults are the paper's"
@@ -68,13 +72,14 @@ class Protocol:
 
     def __post_init__(self):
         if self.shave is None: object.__setattr__(self, 'shave', self.scale)
-        known = dict(scale=(2, 3, 4), channel=('Y',), quantised=('round',), average=('mean of images',), border=('symmetric', 'replicate'))
-        for name, values in known.items():
-            if getattr(self, name) not in values: raise ValueError(f'{name} {getattr(self, name)!r} is not known. Use one of {values}')
+        for name, values in _KNOWN.items():
+            value = getattr(self, name)
+            if value not in values: raise ValueError(f'{name} {value!r} is not known. Use one of {values}')
 
     def label(self):
         "The rules in one line"
-        return f'x{self.scale}, {self.channel}, shave {self.shave}, {self.quantised}, {self.inference}, {self.average}, {self.border}'
+        rules = self.channel, f'shave {self.shave}', self.quantised, self.inference, self.average, self.border
+        return f'x{self.scale}, ' + ', '.join(rules)
 
     def asdict(self):
         "The rules as a plain dict, for a ledger row"

@@ -18,7 +18,7 @@ PALETTE = sns.color_palette('colorblind').as_hex()
 def _draw(ax, image, inches):
     "Show one picture or map on `ax`, which is `inches` high, without ticks or frame"
     enlarged = inches * DPI >= image.shape[0]
-    look = {} if image.ndim == 3 else dict(cmap='gray', vmin=0, vmax=255) if image.dtype == np.uint8 else dict(cmap='magma', vmin=0)
+    look = dict(cmap='gray', vmin=0, vmax=255) if image.dtype == np.uint8 else dict(cmap='magma', vmin=0)    # of a 2-D array
     ax.imshow(image, interpolation='nearest' if enlarged else 'antialiased', **look)
     ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
 
@@ -54,7 +54,7 @@ def show_images(
 def _check_box(images, box):
     "ValueError where `box` leaves the pictures, or these differ in size"
     sizes = {name: im.shape[:2] for name, im in images.items()}
-    if len(set(sizes.values())) != 1: raise ValueError(f'pictures of one size are needed, got {sizes}. Crop or enlarge them first')
+    if len(set(sizes.values())) != 1: raise ValueError(f'pictures of one size are needed, got {sizes}. Crop them first')
     (y, x, h, w), (H, W) = box, next(iter(sizes.values()))
     if min(y, x) < 0 or min(h, w) < 1 or y + h > H or x + w > W:
         raise ValueError(f'box (y, x, h, w) = {tuple(box)} leaves the picture of {H}x{W}. Move or shrink it')
@@ -67,7 +67,7 @@ def _label(name, score):
 
 # %% ../nbs/00a_plots.ipynb #c024
 def _layout(n, wide, shape, line):
-    "(height of the whole picture, height of a crop, columns) in inches, for `n` crops; `wide` and `shape` are width / height of either"
+    "Height of the whole picture and of each of `n` crops in inches, and columns; `wide`, `shape`: their width / height"
     rows = 1 if n < 4 else 2
     cols, room = -(-n // rows), line + (rows - 1) * _GAP / rows
     H = min(3, (WIDTH - cols * (_GAP - shape * room)) / (wide + cols * shape / rows))
@@ -108,7 +108,8 @@ def curves(
     if not len(frame): raise ValueError('the table has no rows. Train first')
     fig, ax = plt.subplots(figsize=(WIDTH * .65, 2.8), dpi=DPI)
     tidy = frame.melt(x, ys)
-    sns.lineplot(tidy, x=x, y='value', hue='variable', palette=PALETTE[:len(ys)], lw=1.6, errorbar=None, legend=len(ys) > 1, ax=ax)
+    sns.lineplot(tidy, x=x, y='value', hue='variable', ax=ax, palette=PALETTE[:len(ys)], lw=1.6, errorbar=None,
+                 legend=len(ys) > 1)
     ax.set_ylabel(ys[0] if len(ys) == 1 else ''); ax.grid(alpha=.25); sns.despine(fig)
     if len(ys) > 1: sns.move_legend(ax, 'best', title=None, frameon=False)
     plt.close(fig)
