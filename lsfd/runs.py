@@ -8,11 +8,12 @@ __all__ = ['TRAIN', 'ParameterError', 'explain', 'check_parameters', 'network', 
 
 # %% ../nbs/13a_runs.ipynb #c002
 import re, torch
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from .data import repo_root
 from .distill import METHODS
-from .models import MODELS, DEMO, create_model, load_model
+from .models import DEMO, create_model, load_model
 from .train import PROFILES
 
 # %% ../nbs/13a_runs.ipynb #c005
@@ -42,7 +43,7 @@ def check_parameters(
 
 # %% ../nbs/13a_runs.ipynb #c012
 TRAIN = dict(model=('edsr', 'rcan'), scale=(2, 3, 4), method=tuple(METHODS), role=('student', 'teacher'), profile=tuple(PROFILES),
-             data=str, benchmark=str, teacher=str, seed=int, steps=int, precision=('auto', 'fp32', 'bf16'), device=str, out=str, resume=bool, ledger=str)
+             data=str, benchmark=str, teacher=str, seed=int, steps=int, rate=float, precision=('auto', 'fp32', 'bf16'), device=str, out=str, resume=bool, ledger=str)
 
 # %% ../nbs/13a_runs.ipynb #c015
 def network(p, role):
@@ -86,7 +87,7 @@ def has_bf16(device):
     return any(can.get(k, False) for k in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 def find_recipe(p):
-    "The profile's `Recipe` with the run's own steps and precision."
+    "The profile's `Recipe` with the run's own steps, rate and precision; 0 leaves the profile's."
     recipe, device = PROFILES[p.profile], find_device(p)
     precision = p.precision if p.precision != 'auto' else recipe.precision if has_bf16(device) else 'fp32'
-    return type(recipe)(**vars(recipe) | dict(precision=precision) | (dict(steps=p.steps) if p.steps else {}))
+    return replace(recipe, precision=precision, steps=p.steps or recipe.steps, rate=p.rate or recipe.rate)

@@ -1,0 +1,135 @@
+"""What a notebook should not show: a run killed in the middle, and everything a user can get wrong on the command line."""
+import json, os, signal, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from PIL import Image
+from fastcore.nbio import read_nb
+from nbdev.config import get_config
+
+from lsfd.models import create_model, save_model
+
+ROOT = get_config(Path(__file__).parent).config_path
+TEACHER = str(ROOT/'data/checkpoints/rcan_teacher_demo_x2.safetensors')
+torch.set_num_threads(1)
+
+# --- killed and resumed
+
+JOB = '''
+import sys, torch
+from lsfd.data import PatchPairs, sample_photos
+from lsfd.distill import Distill, METHODS
+from lsfd.models import create_model
+from lsfd.train import Recipe, fit
+torch.set_num_threads(1); torch.manual_seed(0)
+sizes = dict(n_groups=3, n_blocks=1, n_feats=8, reduction=4)
+objective = Distill(create_model('rcan_student', **sizes), create_model('rcan_teacher', **sizes), **METHODS['LSFD'])
+pairs = PatchPairs({k: v[:128, :128] for k, v in sample_photos().items()}, lr_patch=24, batch=4)
+for log in fit(objective, pairs, Recipe(steps=60, rate=1e-3, precision='bf16', log_every=4, save_every=6), sys.argv[1]): print(log['step'], flush=True)
+'''
+
+def job(out, kill_at=None):
+    "Run JOB; with `kill_at`, send SIGKILL as soon as that step has been logged. Returns the steps it printed."
+    with subprocess.Popen([sys.executable, '-c', JOB, out], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')) as p:
+        steps = []
+        for line in p.stdout:
+            steps.append(int(line))
+            if steps[-1] == kill_at: p.send_signal(signal.SIGKILL); break
+        p.stdout.read(); code = p.wait()
+    assert code == (-signal.SIGKILL if kill_at else 0)
+    return steps
+
+def rows(out): return [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (out/'log.jsonl').read_text().splitlines()]
+
+def test_killed_run_continues_bit_for_bit(tmp_path):
+    whole, cut = tmp_path/'whole', tmp_path/'cut'
+    job(whole)
+    job(cut, kill_at=16)
+    assert torch.load(cut/'run.pt', weights_only=True)['at']['step'] < 60      # it really was cut short
+    again = job(cut, kill_at=40) + job(cut)
+    assert again[0] > 4 and again[-1] == 60                               # went on, did not start over
+    a, b = (torch.load(d/'run.pt', weights_only=True) for d in (whole, cut))
+    for part in 'student', 'regressors':
+        assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert all(torch.equal(x['exp_avg_sq'], y['exp_avg_sq']) for x, y in zip(a['optimiser']['state'].values(), b['optimiser']['state'].values()))
+    assert rows(whole) == rows(cut)
+    assert [r['step'] for r in rows(cut)] == list(range(4, 61, 4))        # no row lost, none twice
+
+# --- the command line
+
+def notebook(name, **given):
+    "Run a notebook's cells as papermill would, in this process: the given parameters follow the parameters cell."
+    space = {'__name__': '__main__', 'display': lambda *a: None}
+    for cell in read_nb(ROOT/'nbs'/name).cells:
+        if cell.cell_type != 'code': continue
+        exec(compile(cell.source, name, 'exec'), space)
+        if 'parameters' in cell.metadata.get('tags', []): space.update(given)
+    return space
+
+def photo(path, h=120, w=140, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), 'uint8')).save(path)
+    return path
+
+def folder(tmp, kind):
+    "A folder of images with something wrong."
+    d = tmp/kind; d.mkdir()
+    if kind == 'small': photo(d/'tiny.png', 60, 60)
+    if kind == 'corrupt': photo(d/'good.png'); (d/'bad.png').write_bytes((d/'good.png').read_bytes()[:2000])
+    if kind == 'text': (d/'notes.txt').write_text('no image')
+    if kind == 'pairs': photo(d/'HR/a.png'); photo(d/'LR_bicubic/X2/ax2.png', 40, 40)
+    if kind == 'orphans': photo(d/'HR/a.png'); photo(d/'HR/b.png'); photo(d/'LR_bicubic/X2/ax2.png', 60, 70)
+    return str(d)
+
+BAD = {
+    'unknown name':    (dict(modle='edsr'), 'modle is not a parameter'),
+    'unknown model':   (dict(model='swin'), 'choose one of edsr, rcan'),
+    'unknown method':  (dict(method='lsfd'), 'choose one of Student, FitNet, LFD, LSFD'),
+    'scale 5':         (dict(scale=5), 'scale=5: choose one of 2, 3, 4'),
+    'true is text':    (dict(resume='true'), 'True and False, with a capital'),
+    'negative steps':  (dict(steps=-3), 'must be positive'),
+    'no such device':  (dict(device='gpu'), "device='gpu' cannot be used"),
+    'no teacher':      (dict(scale=3), 'needs a rcan teacher ×3'),
+    'lost teacher':    (dict(teacher='nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
+    'other teacher':   (dict(model='edsr', teacher=TEACHER), 'is an rcan ×2, the run is edsr ×2'),
+    'missing folder':  (dict(data='nowhere'), 'nowhere'),
+    'empty folder':    (dict(data='empty'), 'no images in'),
+    'only text':       (dict(data='text'), '1 other files'),
+    'small images':    (dict(data='small'), 'tiny (30x30)'),
+    'corrupt image':   (dict(data='corrupt'), 'bad.png'),
+    'unlike pairs':    (dict(data='pairs'), "pair 'a'"),
+    'missing LR':      (dict(data='orphans'), "first 'b'"),
+    'no benchmark':    (dict(benchmark='photos,Set6'), 'Set6'),
+}
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_refused_before_any_work(case, tmp_path):
+    given, message = BAD[case]
+    if given.get('data') in ('empty', 'text', 'small', 'corrupt', 'pairs', 'orphans'): given = given | dict(data=folder(tmp_path, given['data']))
+    out = tmp_path/'run'
+    with pytest.raises((ValueError, RuntimeError)) as e: notebook('train.ipynb', **dict(profile='smoke', out=str(out), ledger=str(tmp_path/'l.jsonl')) | given)
+    assert message in str(e.value)
+    assert not (out/'log.jsonl').exists() and not (out/'run.pt').exists() and not (tmp_path/'l.jsonl').exists()
+
+def test_unwritable_out(tmp_path):
+    (tmp_path/'file').touch()
+    with pytest.raises(RuntimeError, match='cannot write'): notebook('train.ipynb', profile='smoke', out=str(tmp_path/'file'/'run'), ledger=str(tmp_path/'l.jsonl'))
+
+def test_evaluate_refuses_a_damaged_checkpoint(tmp_path):
+    file = save_model(tmp_path/'net.safetensors', create_model('edsr_student', n_blocks=1))
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(ValueError, match='damaged'): notebook('evaluate.ipynb', checkpoint=str(file))
+
+@pytest.mark.parametrize('given', [dict(model='edsr'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FitNet')], ids=str)
+def test_other_runs_end_well(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)
+    assert space['file'].is_file() and len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
+    before = (Path('a run')/'log.jsonl').read_text()
+    notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)      # a finished run: nothing to do
+    assert (Path('a run')/'log.jsonl').read_text() == before and len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
+
+def test_papermill_reports_the_error(tmp_path):
+    r = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', tmp_path/'out.ipynb', '-k', 'python3', '-p', 'modle', 'rcan'], cwd=ROOT,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert r.returncode and 'modle is not a parameter' in r.stderr
