@@ -15,8 +15,10 @@ def sfd_map(
     sr_t,     # the teacher's images (B,3,scale·H,scale·W) in 0..255
     sr_s,     # the student's
     scale):   # 2, 3 or 4
-    "Eq. 3: (B,1,H,W), grey levels of disagreement summed over RGB and averaged over each low-resolution pixel."
-    if sr_t.shape != sr_s.shape: raise ValueError(f'images must have one shape: teacher {tuple(sr_t.shape)}, student {tuple(sr_s.shape)}')
+    "Eq. 3: (B,1,H,W), grey levels of disagreement, summed over RGB, averaged over each tile."
+    if sr_t.shape != sr_s.shape:
+        shapes = f'teacher {tuple(sr_t.shape)}, student {tuple(sr_s.shape)}'
+        raise ValueError(f'images must have one shape: {shapes}')
     return F.avg_pool2d((sr_t - sr_s).float().abs().sum(1, keepdim=True), scale)
 
 # %% ../../nbs/10c_losses.lsfd.ipynb #c014
@@ -27,5 +29,7 @@ def lsfd_loss(
     alpha=10.):      # α2 of Sec. 4.1
     "Eq. 4 for one pair of feature maps: α2 · mean|SFD ⊗ D|."
     d = difference(f_t, f_r)
-    if att.shape[-2:] != d.shape[-2:]: raise ValueError(f'the attention map is {tuple(att.shape[-2:])}, the features are {tuple(d.shape[-2:])}: pool the images by the networks\' scale')
+    if att.shape[-2:] != d.shape[-2:]:
+        sizes = f'the attention map is {tuple(att.shape[-2:])}, the features are {tuple(d.shape[-2:])}'
+        raise ValueError(f"{sizes}: pool the images by the networks' scale")
     return alpha*(att*d).abs().mean()
