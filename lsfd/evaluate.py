@@ -6,7 +6,7 @@
 __all__ = ['upscale', 'best_crop', 'Scores', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #c002
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from dataclasses import dataclass
 from torch.nn import functional as F
 from .images import bicubic, to_tensor, to_image
@@ -22,17 +22,18 @@ def upscale(
     try: return to_image(model.eval()(to_tensor(image, device)))
     finally: model.train(mode)
 
-# %% ../nbs/13_evaluate.ipynb #c008
+# %% ../nbs/13_evaluate.ipynb #c009
 def best_crop(
     ours, other, hr,    # uint8 HWC pictures of one size
     size=(60, 80)):     # height and width of the window
     "`(y, x, h, w)` of the window where `ours` has the largest lead over `other` in squared error."
     h, w = (min(a, b) for a, b in zip(size, hr.shape))
-    lead = sum(sign*(im.astype('f4') - hr)**2 for im, sign in ((other, 1), (ours, -1))).sum(2)
+    lead = ((other.astype('f4') - hr)**2 - (ours.astype('f4') - hr)**2).sum(2)
     means = F.avg_pool2d(torch.from_numpy(lead)[None, None], (h, w), stride=1)[0, 0]
-    return *(int(i) for i in np.unravel_index(means.numpy().argmax(), means.shape)), h, w
+    y, x = divmod(int(means.argmax()), means.shape[1])
+    return y, x, h, w
 
-# %% ../nbs/13_evaluate.ipynb #c014
+# %% ../nbs/13_evaluate.ipynb #c015
 @dataclass
 class Scores:
     "Per-image scores with the protocol and the data they belong to; PSNR in dB, means over images."
@@ -43,21 +44,27 @@ class Scores:
 
     @property
     def mean(self): return self.table.mean()
+
     def __str__(self):
-        m = self.mean
-        return f'{self.benchmark} ×{self.protocol.scale}: {m.psnr:.3f} dB / {m.ssim:.4f}   (bicubic {m.bicubic_psnr:.3f} / {m.bicubic_ssim:.4f})   {len(self.table)} images, {self.protocol.label()}'
+        m, what = self.mean, f'{self.benchmark} ×{self.protocol.scale}'
+        bicubic = f'(bicubic {m.bicubic_psnr:.3f} / {m.bicubic_ssim:.4f})'
+        how = f'{len(self.table)} images, {self.protocol.label()}'
+        return f'{what}: {m.psnr:.3f} dB / {m.ssim:.4f}   {bicubic}   {how}'
+
     def _repr_html_(self):
         both = pd.concat([self.table, self.mean.to_frame('mean').T])
         return both.style.format('{:.3f}').set_caption(f'{self.benchmark}: {self.protocol.label()}').to_html()
 
-# %% ../nbs/13_evaluate.ipynb #c015
+# %% ../nbs/13_evaluate.ipynb #c017
 def evaluate(
     model,            # a network with a `scale`, or any that fits the benchmark's
     benchmark,        # a `Benchmark`
     protocol=None):   # a `Protocol`; None: the paper's at the benchmark's scale
-    "Score a network on whole images; every image is compared with bicubic interpolation too."
+    "Score a network, and bicubic interpolation, on whole images."
     protocol = protocol or Protocol(scale=benchmark.scale)
-    if (s := getattr(model, 'scale', benchmark.scale)) != benchmark.scale: raise ValueError(f'the network enlarges ×{s}, the benchmark is ×{benchmark.scale}: load it with scale={s}')
+    if (s := getattr(model, 'scale', benchmark.scale)) != benchmark.scale:
+        raise ValueError(f'the network enlarges ×{s}, the benchmark is ×{benchmark.scale}: '
+                         f'load that with scale={s}')
     if not len(benchmark): raise ValueError(f'{benchmark.name} holds no images')
     rows = {}
     for name, lr, hr in benchmark:
