@@ -115,7 +115,8 @@ def read_state(path):
     except Exception as e:
         raise ModelError(f'{path} needs more than tensors and is refused: {type(e).__name__}') from None
     if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
-        raise ModelError(f'{path} holds a {type(state).__name__}, no dict of tensors: save model.state_dict()')
+        kind = type(state).__name__
+        raise ModelError(f'{path} holds a {kind}, no dict of tensors: save model.state_dict()')
     return state, {}
 
 # %% ../../nbs/07_models.zoo.ipynb #c026
