@@ -107,7 +107,7 @@ class Quadrants(nn.Module):
         return torch.cat([torch.cat(row, 3) for row in rows], 2)
 
 look = Quadrants(8, inter=4)
-for p in look.non_local.parameters(): nn.init.normal_(p)
+for p in look.non_local.parameters(): nn.init.normal_(p, std=.3)
 x = torch.randn(1, 8, 21, 32, requires_grad=True)
 look(x)[0, :, 8, 14].sum().backward()
 
