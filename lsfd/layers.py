@@ -8,14 +8,13 @@ __all__ = ['RGB_MEAN', 'conv3', 'MeanShift', 'ResBlock', 'upsampler']
 # %% ../nbs/03_layers.ipynb #c002
 import torch
 from torch import nn
-from math import log2
 
 # %% ../nbs/03_layers.ipynb #c005
 def conv3(n_in, n_out):
     "A 3×3 convolution with bias that keeps height and width."
     return nn.Conv2d(n_in, n_out, 3, padding=1)
 
-# %% ../nbs/03_layers.ipynb #c012
+# %% ../nbs/03_layers.ipynb #c011
 RGB_MEAN = (0.4488, 0.4371, 0.4040)   # of DIV2K, in 0..1
 
 class MeanShift(nn.Conv2d):
@@ -29,7 +28,7 @@ class MeanShift(nn.Conv2d):
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False): return super().forward(x.float())
 
-# %% ../nbs/03_layers.ipynb #c016
+# %% ../nbs/03_layers.ipynb #c015
 class ResBlock(nn.Module):
     "Conv, ReLU, conv, damped by `res_scale`, plus the input: EDSR's block (B,C,H,W) → the same shape."
     def __init__(self, n_feats, res_scale=1.):
@@ -40,9 +39,9 @@ class ResBlock(nn.Module):
     def forward(self, x):
         return x + self.res_scale*self.body(x)
 
-# %% ../nbs/03_layers.ipynb #c019
+# %% ../nbs/03_layers.ipynb #c018
 def upsampler(scale, n_feats):
     "Conv + PixelShuffle: (B,C,H,W) → (B,C,scale·H,scale·W); ×4 is ×2 twice, as in the released networks."
     if scale not in (2, 3, 4): raise ValueError(f'scale must be 2, 3 or 4, not {scale!r}')
-    stages, by = (int(log2(scale)), 2) if scale != 3 else (1, 3)
-    return nn.Sequential(*[m for _ in range(stages) for m in (conv3(n_feats, by**2*n_feats), nn.PixelShuffle(by))])
+    stages = {2: [2], 3: [3], 4: [2, 2]}[scale]
+    return nn.Sequential(*[m for by in stages for m in (conv3(n_feats, by**2*n_feats), nn.PixelShuffle(by))])

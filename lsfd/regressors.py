@@ -17,7 +17,15 @@ class PointRegressor(nn.Sequential):
 
 # %% ../nbs/09_regressors.ipynb #c007
 class DeepRegressor(nn.Sequential):
-    "DR of Eq. 2: `depth` convolutions, each followed by LeakyReLU(`slope`), (B,n_in,H,W) → (B,n_out,H,W)."
-    def __init__(self, n_in, n_out, depth=5, kernel=3, slope=.1):
-        widths = [n_in] + [n_out]*depth
-        super().__init__(*[m for a, b in zip(widths, widths[1:]) for m in (nn.Conv2d(a, b, kernel, padding=kernel//2), nn.LeakyReLU(slope))])
+    "DR of Eq. 2, (B,n_in,H,W) → (B,n_out,H,W)."
+    def __init__(self,
+        n_in,        # the student's channels
+        n_out,       # the teacher's
+        depth=5,     # convolutions, each followed by a LeakyReLU
+        kernel=3,    # their side, odd
+        slope=.1):   # of the LeakyReLU below zero
+        layers = []
+        for i in range(depth):
+            conv = nn.Conv2d(n_in if i == 0 else n_out, n_out, kernel, padding=kernel//2)
+            layers += [conv, nn.LeakyReLU(slope)]
+        super().__init__(*layers)

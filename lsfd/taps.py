@@ -17,23 +17,33 @@ def tap(
     model,       # maps (B,3,H,W) to (B,3,scale·H,scale·W)
     x,           # images (B,3,H,W) in 0..255
     at=None):    # dotted names of modules; None: the network's own tap points
-    "`(sr, [f1, f2, …])`: the output and the feature maps (B,C,H,W) of Sec. 3, with the gradient intact."
+    "`(sr, [f1, f2, …])`: the output and the feature maps (B,C,H,W), with the gradient intact."
     if at is not None: return tap_by_name(model, x, at)
-    if not hasattr(model, 'tap_points'): raise TapError(f'{type(model).__name__} declares no tap points: name its modules, e.g. at=[{suggest(model)}]')
-    return model(x, taps=True)
+    if hasattr(model, 'tap_points'): return model(x, taps=True)
+    who = type(model).__name__
+    raise TapError(f'{who} declares no tap points: name its modules, e.g. at=[{suggest(model)}]')
 
 # %% ../nbs/08_taps.ipynb #c008
-def suggest(model, n=4):
-    "A few dotted names of modules that would make sensible taps: those one or two levels down."
-    return ', '.join(repr(k) for k, _ in model.named_modules() if k and k.count('.') < 2)[:40*n].rsplit(', ', 1)[0]
+def suggest(model, n=8):
+    "The first dotted names of modules one or two levels down, quoted."
+    names = [k for k, _ in model.named_modules() if k and k.count('.') < 2]
+    return ', '.join(map(repr, names[:n]))
 
-def tap_by_name(model, x, at):
+# %% ../nbs/08_taps.ipynb #c010
+def _keep(seen, name): return lambda module, given, out: seen.update({name: out})
+
+def tap_by_name(
+    model,   # any network
+    x,       # images (B,3,H,W)
+    at):     # dotted names of its modules
     "`tap` through forward hooks that are gone when the call returns, also if it fails."
     modules, seen = dict(model.named_modules()), {}
     for name in at:
-        if name not in modules: raise TapError(f'no module {name!r} in {type(model).__name__}: there are {suggest(model)}, …')
-    hooks = [modules[name].register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o)) for name in at]
+        if name not in modules:
+            raise TapError(f'no module {name!r} in {type(model).__name__}: there are {suggest(model)}, …')
+    hooks = [modules[name].register_forward_hook(_keep(seen, name)) for name in at]
     try: sr = model(x)
-    finally: [h.remove() for h in hooks]
+    finally:
+        for h in hooks: h.remove()
     if missing := [n for n in at if n not in seen]: raise TapError(f'the forward pass never ran {missing}')
     return sr, [seen[n] for n in at]

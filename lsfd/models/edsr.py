@@ -12,7 +12,7 @@ from ..layers import conv3, upsampler, MeanShift, ResBlock
 
 # %% ../../nbs/04_models.edsr.ipynb #c005
 class EDSR(nn.Module):
-    "Images (B,3,H,W) in 0..255 → (B,3,scale·H,scale·W); with `taps=True` also the three feature maps (B,n_feats,H,W)."
+    "Images (B,3,H,W) in 0..255 → (B,3,scale·H,scale·W); `taps=True` adds three maps (B,n_feats,H,W)."
     def __init__(self, *,
         n_blocks=16,    # residual blocks: 32 in the teacher, 16 in the student
         n_feats=64,     # channels: 256 in the teacher, 64 in the student
@@ -20,10 +20,12 @@ class EDSR(nn.Module):
         scale=2):       # 2, 3 or 4
         super().__init__()
         self.spec = dict(arch='edsr', n_blocks=n_blocks, n_feats=n_feats, res_scale=res_scale, scale=scale)
-        self.scale, self.n_feats, self.tap_points = scale, n_feats, (n_blocks//3, 2*n_blocks//3)
+        self.scale, self.n_feats = scale, n_feats
+        self.tap_points = n_blocks//3, 2*n_blocks//3   # blocks that have run; the third tap ends the body
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(+1)
         self.head = nn.Sequential(conv3(3, n_feats))
-        self.body = nn.Sequential(*[ResBlock(n_feats, res_scale) for _ in range(n_blocks)], conv3(n_feats, n_feats))
+        blocks = [ResBlock(n_feats, res_scale) for _ in range(n_blocks)]
+        self.body = nn.Sequential(*blocks, conv3(n_feats, n_feats))
         self.tail = nn.Sequential(upsampler(scale, n_feats), conv3(n_feats, 3))
 
     def forward(self, x, taps=False):
