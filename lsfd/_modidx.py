@@ -208,6 +208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lsfd.train.open_run': ('train.html#open_run', 'lsfd/train.py'),
                             'lsfd.train.read_logs': ('train.html#read_logs', 'lsfd/train.py'),
                             'lsfd.train.read_run': ('train.html#read_run', 'lsfd/train.py'),
+                           'lsfd.taps._keep': ('taps.html#_keep', 'lsfd/taps.py'),
                             'lsfd.train.save_run': ('train.html#save_run', 'lsfd/train.py'),
                             'lsfd.train.set_rng': ('train.html#set_rng', 'lsfd/train.py'),
                             'lsfd.train.train_step': ('train.html#train_step', 'lsfd/train.py'),
