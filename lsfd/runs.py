@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from .data import repo_root
 from .distill import METHODS
-from .models import DEMO, create_model, load_model
+from .models import ARCHS, DEMO, create_model, load_model
 from .train import PROFILES
 
 # %% ../nbs/13a_runs.ipynb #c005
@@ -51,7 +51,7 @@ def check_parameters(
 
 # %% ../nbs/13a_runs.ipynb #c014
 TRAIN = dict(
-    model=('edsr', 'rcan'), scale=(2, 3, 4), method=tuple(METHODS),
+    model=tuple(ARCHS), scale=(2, 3, 4), method=tuple(METHODS),
     role=('student', 'teacher'), profile=tuple(PROFILES),
     data=str, benchmark=str, teacher=str,
     seed=int, steps=int, rate=float, precision=('auto', 'fp32', 'bf16'), device=str,

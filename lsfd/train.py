@@ -42,7 +42,7 @@ FALL = (.5, .7, .8, .9, .95)
 
 PROFILES = dict(
     smoke=Recipe(steps=6, rate=1e-3, log_every=2, save_every=2),            # seconds: does it run?
-    demo=Recipe(steps=500, rate=2e-3, halve_at=FALL, precision='bf16',      # minutes on two CPU cores
+    demo=Recipe(steps=400, rate=2e-3, halve_at=FALL, precision='bf16',      # minutes on two CPU cores
                 log_every=25, save_every=100),
     short=Recipe(steps=20_000, rate=2e-4, halve_at=FALL, precision='bf16'), # for one GPU
     paper=Recipe())                                                         # Sec. 4.1

@@ -15,6 +15,7 @@ class ChannelAttention(nn.Module):
     "Gate each channel by a function of all channel means: (B,C,H,W) → the same shape, times numbers in 0..1."
     def __init__(self, n_feats, reduction=16):
         super().__init__()
+        if n_feats < reduction: raise ValueError(f'reduction {reduction} of {n_feats} channels leaves none')
         few = n_feats//reduction
         self.conv_du = nn.Sequential(
             nn.Conv2d(n_feats, few, 1), nn.ReLU(),

@@ -10,8 +10,7 @@ __all__ = ['FLOOR', 'look', 'x', 'covariance', 'matrix_sqrt', 'centre', 'precise
 import torch
 from torch import nn
 from torch.nn import functional as F
-from contextlib import nullcontext
-from ..layers import conv3, upsampler, MeanShift
+from ..layers import conv3, fp32, upsampler, without_autocast, MeanShift
 
 # %% ../../nbs/06_models.san.ipynb #c005
 def covariance(x):
@@ -43,9 +42,7 @@ def centre(x, side=1000):
 # %% ../../nbs/06_models.san.ipynb #c044
 def precisely(f, x):
     "`f(x)` without autocast and in fp32 at least, handed back in the precision of `x`."
-    kind = x.device.type
-    off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-    with off: return f(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+    with without_autocast(x): return f(fp32(x)).to(x.dtype)
 
 # %% ../../nbs/06_models.san.ipynb #c046
 class SOCA(nn.Module):
