@@ -120,7 +120,7 @@ def test_evaluate_refuses_a_damaged_checkpoint(tmp_path):
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ValueError, match='damaged'): notebook('evaluate.ipynb', checkpoint=str(file))
 
-@pytest.mark.parametrize('given', [dict(model='edsr'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FitNet')], ids=str)
+@pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FitNet')], ids=str)
 def test_other_runs_end_well(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)
