@@ -10,6 +10,7 @@ __all__ = ['ARCHS', 'MODELS', 'DEMO', 'FORMAT', 'build', 'create_model', 'write_
 import json, os, torch
 from pathlib import Path
 from safetensors.torch import save_file
+import lsfd
 from .edsr import EDSR
 from .rcan import RCAN
 from .san import SAN
@@ -82,7 +83,8 @@ def save_model(
         return write_atomically(path, lambda tmp: torch.save(held, tmp))
     if Path(path).suffix != '.safetensors':
         raise ModelError(f'{path} must end in .safetensors, or have a layout')
-    meta = None if layout else dict(lsfd=json.dumps(dict(format=FORMAT, spec=model.spec, about=about)))
+    mine = dict(format=FORMAT, version=lsfd.__version__, spec=model.spec, about=about)
+    meta = None if layout else dict(lsfd=json.dumps(mine))
     return write_atomically(path, lambda tmp: save_file(state, tmp, metadata=meta))
 
 # %% ../../nbs/07_models.zoo.ipynb #c017
