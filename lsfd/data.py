@@ -248,7 +248,8 @@ class PatchPairs:
 class Benchmark:
     "Whole images to be scored: iterating gives (name, lr, hr), uint8 HWC."
     def __init__(self, source, *, scale:int=2, border='symmetric'):
-        self.name = Path(source).resolve().name if isinstance(source, (str, Path)) else 'images'
+        path = Path(source).resolve() if isinstance(source, (str, Path)) else Path('images')
+        self.name = path.parent.name if path.name == 'HR' else path.name
         if source == 'photos': source = sample_photos('valid')
         self.scale, self.names, self.hrs, self.lrs = scale, *load_pairs(source, scale, border)
         self.fingerprint = fingerprint(self.names, self.hrs, self.lrs)

@@ -67,7 +67,9 @@ METHODS = {   # the paper's row labels → arguments of `Distill`
 def dry_run(model, at):
     "Scale and tap shapes of a network, from one 16×16 image: `(scale, [(channels, height, width), …])`."
     x = torch.zeros(1, 3, 16, 16, device=next(model.parameters()).device)
-    sr, features = tap(model, x, at)
+    modes = {m: m.training for m in model.modules()}
+    sr, features = tap(model.eval(), x, at)   # a black image must not enter anybody's statistics
+    for m, mode in modes.items(): m.training = mode
     return sr.shape[-1]/16, [tuple(f.shape[1:]) for f in features]
 
 # %% ../nbs/11_distill.ipynb #c021
@@ -79,8 +81,8 @@ def check_pair(
     "Scale and `(student channels, teacher channels)` per tap, or an error that shows the shapes."
     if teacher is None: return None, []
     (s, mine), (t, theirs) = dry_run(student, at), dry_run(teacher, at_teacher)
-    if s != t:
-        raise ValueError(f'the student makes images ×{s:g}, the teacher ×{t:g}: both must have one scale')
+    if s != t or s not in (2, 3, 4):
+        raise ValueError(f'the student makes images ×{s:g}, the teacher ×{t:g}: both must have one scale, 2, 3 or 4')
     if [f[1:] for f in mine] != [f[1:] for f in theirs]:
         raise ValueError(f'taps must pair up in number, height and width: student {mine}, teacher {theirs}')
     return int(s), [(a[0], b[0]) for a, b in zip(mine, theirs)]

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'TRAIN', 'ParameterError', 'explain', 'plain_values', 'check_parameters', 'network', 'teacher_path',
-           'find_teacher', 'run_folder', 'find_device', 'has_bf16', 'find_recipe']
+           'find_teacher', 'names', 'find_benchmarks', 'run_folder', 'find_device', 'has_bf16', 'find_recipe']
 
 # %% ../nbs/13a_runs.ipynb #c002
 import re, torch
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from .data import repo_root
+from .data import Benchmark, repo_root
 from .distill import METHODS
 from .models import ARCHS, DEMO, create_model, load_model
 from .train import PROFILES
@@ -46,6 +46,7 @@ def check_parameters(
     problems = [p for k, a in allowed.items() if k in plain and (p := explain(k, plain[k], a))]
     problems += [f'{k} is not a parameter: there are {", ".join(allowed)}' for k in plain if k not in allowed]
     problems += [f'{k} is missing' for k in allowed if k not in given]
+    if type(seed := given.get('seed')) is int and not 0 <= seed < 2**32: problems += [f'seed={seed}: choose 0 to 2**32 - 1']
     if problems: raise ParameterError('; '.join(problems))
     return SimpleNamespace(**{k: given[k] for k in allowed})
 
@@ -78,7 +79,9 @@ def teacher_path(p):
 # %% ../nbs/13a_runs.ipynb #c023
 def find_teacher(p):
     "The run's teacher, checked against the run's model and scale; None where none is needed."
-    if p.role == 'teacher' or METHODS[p.method].get('alone'): return None
+    if p.role == 'teacher' or METHODS[p.method].get('alone'):
+        if p.teacher: raise ParameterError(f'teacher={p.teacher!r} would not be used: this run learns from no teacher')
+        return None
     path = teacher_path(p)
     teacher = load_model(path)
     if (teacher.spec['arch'], teacher.scale) != (p.model, p.scale):
@@ -88,29 +91,48 @@ def find_teacher(p):
     return teacher
 
 # %% ../nbs/13a_runs.ipynb #c027
+def names(text):
+    "The parts of a text joined by commas."
+    return [t.strip() for t in text.split(',') if t.strip()]
+
+def find_benchmarks(p, **kw):
+    "The run's benchmarks at its scale, each scorable."
+    tests = [Benchmark(name, scale=p.scale, **kw) for name in names(p.benchmark)]
+    if not tests: raise ParameterError("benchmark is empty: name one, or 'photos'")
+    twins = {t.name for t in tests if sum(t.name == o.name for o in tests) > 1}
+    if twins: raise ParameterError(f'two benchmarks are called {twins.pop()!r}: score them in two runs, or rename a folder')
+    small = [f'{t.name}/{n}' for t in tests for n, _, hr in t if min(hr.shape[:2]) < 11 + 2*p.scale]
+    if small: raise ParameterError(f'too small to be scored, {11 + 2*p.scale} pixels a side are needed: {", ".join(small[:4])}')
+    return tests
+
+# %% ../nbs/13a_runs.ipynb #c030
 def run_folder(p):
     "The run's folder: `p.out`, or `runs/<what it is>` in the clone."
     if p.out: return Path(p.out).expanduser()
     learns = p.method if p.role == 'student' else 'HR'
-    return repo_root()/'runs'/f'{p.model}_{p.role}_x{p.scale}_{learns}_{p.profile}_seed{p.seed}'
+    own = dict(data='+'.join(Path(d).name for d in names(p.data)), teacher=Path(p.teacher).stem, steps=p.steps, rate=p.rate)
+    own = [f'{k}-{v}' for k, v in own.items() if v and getattr(p, k) != 'photos']
+    return repo_root()/'runs'/'_'.join([p.model, p.role, f'x{p.scale}', learns, p.profile, f'seed{p.seed}', *own])
 
-# %% ../nbs/13a_runs.ipynb #c030
+# %% ../nbs/13a_runs.ipynb #c033
 def find_device(p):
     "The torch device of a run, checked for presence."
     name = ('cuda' if torch.cuda.is_available() else 'cpu') if p.device == 'auto' else p.device
+    if name.split(':')[0] not in ('cpu', 'cuda', 'mps') or name.startswith('cpu:'):
+        raise ParameterError(f'device={p.device!r} cannot be used: choose auto, cpu, cuda or mps')
     try: torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as e:
         raise ParameterError(f'device={p.device!r} cannot be used: {str(e).splitlines()[0]}') from None
     return torch.device(name)
 
-# %% ../nbs/13a_runs.ipynb #c033
+# %% ../nbs/13a_runs.ipynb #c036
 def has_bf16(device):
     "Does the chip multiply bf16 natively?"
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     can = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(can.get(k, False) for k in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
-# %% ../nbs/13a_runs.ipynb #c035
+# %% ../nbs/13a_runs.ipynb #c038
 def find_recipe(p):
     "The profile's `Recipe` with the run's own steps, rate and precision; 0 leaves the profile's."
     recipe, precision = PROFILES[p.profile], p.precision

@@ -30,7 +30,8 @@ def suggest(model, n=8):
     return ', '.join(map(repr, names[:n]))
 
 # %% ../nbs/08_taps.ipynb #c010
-def _keep(seen, name): return lambda module, given, out: seen.update({name: out})
+def _keep(seen, name): return lambda module, given, out: seen.update({name: out.clone()})
+# a copy, since the next layer may work in place
 
 def tap_by_name(
     model,   # any network

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FALL', 'PROFILES', 'Recipe', 'Log', 'read_logs', 'append_log', 'write_log', 'RunError', 'Progress', 'fingerprint',
-           'identity', 'get_rng', 'set_rng', 'save_run', 'read_run', 'load_run', 'lock_folder', 'open_run',
+           'named', 'identity', 'get_rng', 'set_rng', 'save_run', 'read_run', 'load_run', 'lock_folder', 'open_run',
            'train_step', 'fit']
 
 # %% ../nbs/12_train.ipynb #c002
@@ -30,8 +30,11 @@ class Recipe:
     def __post_init__(self):
         if self.precision not in ('fp32', 'bf16'):
             raise ValueError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
-        if min(self.steps, self.log_every, self.save_every) < 1 or self.rate <= 0:
-            raise ValueError(f'steps, log_every, save_every and rate must be positive: {self}')
+        counts = self.steps, self.log_every, self.save_every
+        if not all(type(n) is int and n > 0 for n in counts) or not 0 < self.rate <= 1:
+            raise ValueError('steps, log_every and save_every must be positive whole numbers, '
+                             f'and rate must lie between 0 and 1: {self}')
+        if not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas must lie in 0..1: {self.betas}')
 
     def rate_at(self, step):
         "The learning rate of step 0, 1, …: halved once for every fraction passed."
@@ -43,7 +46,7 @@ FALL = (.5, .7, .8, .9, .95)
 PROFILES = dict(
     smoke=Recipe(steps=6, rate=1e-3, log_every=2, save_every=2),            # seconds: does it run?
     demo=Recipe(steps=400, rate=2e-3, halve_at=FALL, precision='bf16',      # minutes on two CPU cores
-                log_every=25, save_every=100),
+                log_every=25, save_every=25),
     short=Recipe(steps=20_000, rate=2e-4, halve_at=FALL, precision='bf16'), # for one GPU
     paper=Recipe())                                                         # Sec. 4.1
 
@@ -101,8 +104,8 @@ class Progress:
         means = {k: v.item()/self.n for k, v in self.sums.items()}
         if bad := [k for k, v in means.items() if not math.isfinite(v)]:
             since = f'between steps {self.step - self.n} and {self.step}'
-            raise RunError(f'{", ".join(bad)} became {means[bad[0]]} {since}. What was saved is good: '
-                           f'lower the rate ({recipe.rate:g}), or train in fp32')
+            raise RunError(f'{", ".join(bad)} became {means[bad[0]]} {since}. What was saved before, if anything, is good: '
+                           f'lower the rate ({recipe.rate:g})' + ', or train in fp32'*(recipe.precision != 'fp32'))
         rate, seconds = recipe.rate_at(self.step - 1), round(self.seconds, 2) or .01
         return Log(step=self.step, of=recipe.steps, **means, rate=rate, seconds=seconds)
 
@@ -117,14 +120,23 @@ def fingerprint(net):
     return sha.hexdigest()[:12]
 
 # %% ../nbs/12_train.ipynb #c028
+def named(f):
+    "The name of a term's function, and the arguments that a `partial` fixed."
+    fixed = getattr(f, 'keywords', {})
+    f = getattr(f, 'func', f)
+    return getattr(f, '__qualname__', type(f).__name__) + (str(fixed) if fixed else '')
+
+# %% ../nbs/12_train.ipynb #c030
 def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON."
     student = getattr(objective.student, 'spec', type(objective.student).__name__)
-    method = dict(terms=list(objective.terms), student=student, teacher=fingerprint(objective.teacher))
+    taps = [list(at) if at is not None else None for at in (objective.at, objective.at_teacher)]
+    method = dict(terms={k: named(f) for k, f in objective.terms.items()}, taps=taps, student=student,
+                  regressors=str(objective.regressors), teacher=fingerprint(objective.teacher))
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, seed=pairs.seed)
     return json.loads(json.dumps(dict(recipe=asdict(recipe), **method, data=pairs.fingerprint, **drawn)))
 
-# %% ../nbs/12_train.ipynb #c034
+# %% ../nbs/12_train.ipynb #c036
 def get_rng(device):
     "Random states of the CPU and, if that is what `device` is, of the GPU."
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == 'cuda' else [])
@@ -134,7 +146,7 @@ def set_rng(device, states):
     torch.set_rng_state(states[0])
     if device.type == 'cuda' and len(states) > 1: torch.cuda.set_rng_state(states[1], device)
 
-# %% ../nbs/12_train.ipynb #c036
+# %% ../nbs/12_train.ipynb #c038
 def _parts(objective, optimiser):
     return dict(student=objective.student, regressors=objective.regressors, optimiser=optimiser)
 
@@ -148,7 +160,7 @@ def save_run(folder, objective, optimiser, ident, at):
     state |= dict(ident=ident, at=vars(at), rng=get_rng(weights[0].device))
     write_atomically(folder/'run.pt', lambda tmp: torch.save(state, tmp))
 
-# %% ../nbs/12_train.ipynb #c038
+# %% ../nbs/12_train.ipynb #c040
 def read_run(path, ident):
     "What `save_run` wrote to the file `path`, or a RunError if that is damaged or of another run."
     try: state = torch.load(path, map_location='cpu', weights_only=True)
@@ -160,7 +172,7 @@ def read_run(path, ident):
                              'Choose another out, or delete that folder')
     return state
 
-# %% ../nbs/12_train.ipynb #c039
+# %% ../nbs/12_train.ipynb #c041
 def load_run(folder, objective, optimiser, ident):
     "Put back what `save_run` wrote, if it belongs to this run, and cut the log to it; returns the Progress."
     if not (folder/'run.pt').exists():
@@ -173,7 +185,7 @@ def load_run(folder, objective, optimiser, ident):
     write_log(folder, [r for r in read_logs(folder) if r['step'] <= at.step])
     return at
 
-# %% ../nbs/12_train.ipynb #c044
+# %% ../nbs/12_train.ipynb #c046
 def lock_folder(out):
     "Make the folder `out` if need be and lock it for this process, or say why not."
     lock = FileLock(out/'.lock')
@@ -185,7 +197,7 @@ def lock_folder(out):
     except OSError as e: raise RunError(f'cannot write to {out}: {e.strerror}. Choose another out') from None
     return lock
 
-# %% ../nbs/12_train.ipynb #c045
+# %% ../nbs/12_train.ipynb #c047
 @contextmanager
 def open_run(out, resume=True):
     "A run's folder as a Path, writable and locked for the duration; None stays None."
@@ -198,7 +210,7 @@ def open_run(out, resume=True):
         yield out
     finally: lock.release()
 
-# %% ../nbs/12_train.ipynb #c049
+# %% ../nbs/12_train.ipynb #c051
 def train_step(objective, optimiser, batch, precision):
     "Forward, backward, update; returns the detached losses by name."
     lr, hr = batch
@@ -209,7 +221,7 @@ def train_step(objective, optimiser, batch, precision):
     optimiser.step()
     return {k: v.detach() for k, v in losses.items()}
 
-# %% ../nbs/12_train.ipynb #c054
+# %% ../nbs/12_train.ipynb #c056
 def fit(
     objective,     # a `Distill`, on the device to train on
     pairs,         # a `PatchPairs` on the same device
@@ -217,6 +229,8 @@ def fit(
     out=None,      # folder for `run.pt` and `log.jsonl`; None: keep nothing
     resume=True):  # go on with what `out` holds, or refuse to
     "Train, yielding a `Log` every `log_every` steps; killed and called again it ends with the same weights."
+    if objective.scale not in (None, pairs.scale):
+        raise RunError(f'the networks enlarge ×{objective.scale}, the patches are ×{pairs.scale}: use one scale')
     objective.train().to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(objective.trainable(), recipe.rate, recipe.betas)
     ident = identity(objective, pairs, recipe)

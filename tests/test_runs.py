@@ -74,6 +74,7 @@ def photo(path, h=120, w=140, seed=0):
 def folder(tmp, kind):
     "A folder of images with something wrong."
     d = tmp/kind; d.mkdir()
+    if kind == 'speck': photo(d/'dot.png', 12, 22)
     if kind == 'small': photo(d/'tiny.png', 60, 60)
     if kind == 'corrupt': photo(d/'good.png'); (d/'bad.png').write_bytes((d/'good.png').read_bytes()[:2000])
     if kind == 'text': (d/'notes.txt').write_text('no image')
@@ -99,6 +100,13 @@ BAD = {
     'corrupt image':   (dict(data='corrupt'), 'bad.png'),
     'unlike pairs':    (dict(data='pairs'), "pair 'a'"),
     'missing LR':      (dict(data='orphans'), "first 'b'"),
+    'infinite rate':   (dict(rate=float('inf')), 'between 0 and 1'),
+    'odd seed':        (dict(seed=2**70), 'choose 0 to 2**32 - 1'),
+    'unused teacher':  (dict(method='Student', teacher=TEACHER), 'would not be used'),
+    'empty benchmark': (dict(benchmark=','), 'benchmark is empty'),
+    'twin benchmarks': (dict(benchmark='photos,photos'), "two benchmarks are called 'photos'"),
+    'tiny benchmark':  (dict(benchmark='speck'), 'too small to be scored'),
+    'lost ledger':     (dict(ledger='/proc/nowhere/l.jsonl'), 'cannot write'),
     'no benchmark':    (dict(benchmark='photos,Set6'), 'Set6'),
 }
 
@@ -106,6 +114,7 @@ BAD = {
 def test_bad_input_is_refused_before_any_work(case, tmp_path):
     given, message = BAD[case]
     if given.get('data') in ('empty', 'text', 'small', 'corrupt', 'pairs', 'orphans'): given = given | dict(data=folder(tmp_path, given['data']))
+    if given.get('benchmark') == 'speck': given = dict(benchmark=folder(tmp_path, 'speck'))
     out = tmp_path/'run'
     with pytest.raises((ValueError, RuntimeError)) as e: notebook('train.ipynb', **dict(profile='smoke', out=str(out), ledger=str(tmp_path/'l.jsonl')) | given)
     assert message in str(e.value)

@@ -60,7 +60,10 @@ def write_atomically(path, write):
     "Call `write(temporary path)` beside `path`, then move the result there in one step."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try: write(tmp); os.replace(tmp, path)
+    try:
+        write(tmp)
+        os.chmod(tmp, 0o644)      # safetensors makes files that only their owner reads
+        os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
 
