@@ -106,10 +106,11 @@ def forward_memory(path):
 def in_fresh_process(path):
     "`forward_memory(path)` in a process that does nothing else, with as many threads as this one."
     job = 'import sys; from lsfd.efficiency import forward_memory as f; print(f(sys.argv[1]))'
-    env = dict(PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
-               OMP_NUM_THREADS=str(torch.get_num_threads()),
-               MALLOC_MMAP_THRESHOLD_=str(2**16))   # what is freed is given back at once
-    r = subprocess.run([sys.executable, '-c', job, path], env=os.environ | env, capture_output=True, text=True)
+    env = os.environ | dict(
+        PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
+        OMP_NUM_THREADS=str(torch.get_num_threads()),
+        MALLOC_MMAP_THRESHOLD_=str(2**16))   # what is freed is given back at once
+    r = subprocess.run([sys.executable, '-c', job, path], env=env, capture_output=True, text=True)
     said = r.stderr.strip().split('\n')[-1] or f'ended by signal {-r.returncode}'
     if r.returncode: raise RuntimeError(f'the network does not run in a fresh process: {said}')
     return int(r.stdout.split()[-1])
