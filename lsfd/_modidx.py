@@ -90,6 +90,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.images.to_image': ('images.html#to_image', 'lsfd/images.py'),
                              'lsfd.images.to_luma': ('images.html#to_luma', 'lsfd/images.py'),
                              'lsfd.images.to_tensor': ('images.html#to_tensor', 'lsfd/images.py'),
+                             'lsfd.images.write_atomically': ('images.html#write_atomically', 'lsfd/images.py'),
                              'lsfd.images.write_image': ('images.html#write_image', 'lsfd/images.py')},
             'lsfd.layers': { 'lsfd.layers.MeanShift': ('layers.html#meanshift', 'lsfd/layers.py'),
                              'lsfd.layers.MeanShift.__init__': ('layers.html#meanshift.__init__', 'lsfd/layers.py'),
