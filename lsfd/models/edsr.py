@@ -6,34 +6,17 @@
 __all__ = ['EDSR']
 
 # %% ../../nbs/04_models.edsr.ipynb #c002
-import torch
-from torch import nn
-from ..layers import conv3, upsampler, MeanShift, ResBlock
+from functools import partial
+from ..layers import ResBlock, ResidualSR
 
 # %% ../../nbs/04_models.edsr.ipynb #c005
-class EDSR(nn.Module):
+class EDSR(ResidualSR):
     "Images (B,3,H,W) in 0..255 → (B,3,scale·H,scale·W); `taps=True` adds three maps (B,n_feats,H,W)."
     def __init__(self, *,
         n_blocks=16,    # residual blocks: 32 in the teacher, 16 in the student
         n_feats=64,     # channels: 256 in the teacher, 64 in the student
         res_scale=1.,   # damping of each block: 0.1 in the teacher
         scale=2):       # 2, 3 or 4
-        super().__init__()
+        thirds = n_blocks//3, 2*n_blocks//3
+        super().__init__(partial(ResBlock, n_feats, res_scale), n_blocks, thirds, n_feats, scale)
         self.spec = dict(arch='edsr', n_blocks=n_blocks, n_feats=n_feats, res_scale=res_scale, scale=scale)
-        self.scale, self.n_feats = scale, n_feats
-        self.tap_points = n_blocks//3, 2*n_blocks//3   # blocks that have run; the third tap ends the body
-        self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(+1)
-        self.head = nn.Sequential(conv3(3, n_feats))
-        blocks = [ResBlock(n_feats, res_scale) for _ in range(n_blocks)]
-        self.body = nn.Sequential(*blocks, conv3(n_feats, n_feats))
-        self.tail = nn.Sequential(upsampler(scale, n_feats), conv3(n_feats, 3))
-
-    def forward(self, x, taps=False):
-        f = head = self.head(self.sub_mean(x))
-        features = []
-        for i, block in enumerate(self.body[:-1], start=1):
-            f = block(f)
-            if i in self.tap_points: features.append(f)
-        f = self.body[-1](f) + head
-        sr = self.add_mean(self.tail(f))
-        return (sr, [*features, f]) if taps else sr

@@ -6,9 +6,9 @@
 __all__ = ['ChannelAttention', 'RCAB', 'ResGroup', 'RCAN']
 
 # %% ../../nbs/05_models.rcan.ipynb #c002
-import torch
+from functools import partial
 from torch import nn
-from ..layers import conv3, upsampler, MeanShift
+from ..layers import conv3, ResidualSR
 
 # %% ../../nbs/05_models.rcan.ipynb #c005
 class ChannelAttention(nn.Module):
@@ -46,7 +46,7 @@ class ResGroup(nn.Module):
     def forward(self, x): return x + self.body(x)
 
 # %% ../../nbs/05_models.rcan.ipynb #c016
-class RCAN(nn.Module):
+class RCAN(ResidualSR):
     "Images (B,3,H,W) in 0..255 → (B,3,scale·H,scale·W); `taps=True` adds three maps (B,n_feats,H,W)."
     def __init__(self, *,
         n_groups=10,    # residual groups
@@ -54,23 +54,7 @@ class RCAN(nn.Module):
         n_feats=64,     # channels
         reduction=16,   # squeeze of the channel attention
         scale=2):       # 2, 3 or 4
-        super().__init__()
+        thirds = round(n_groups/3), round(2*n_groups/3)
+        super().__init__(partial(ResGroup, n_blocks, n_feats, reduction), n_groups, thirds, n_feats, scale)
         sizes = dict(n_groups=n_groups, n_blocks=n_blocks, n_feats=n_feats, reduction=reduction)
         self.spec = dict(arch='rcan', **sizes, scale=scale)
-        self.scale, self.n_feats = scale, n_feats
-        self.tap_points = round(n_groups/3), round(2*n_groups/3)   # groups that have run
-        self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(+1)
-        self.head = nn.Sequential(conv3(3, n_feats))
-        groups = [ResGroup(n_blocks, n_feats, reduction) for _ in range(n_groups)]
-        self.body = nn.Sequential(*groups, conv3(n_feats, n_feats))
-        self.tail = nn.Sequential(upsampler(scale, n_feats), conv3(n_feats, 3))
-
-    def forward(self, x, taps=False):
-        f = head = self.head(self.sub_mean(x))
-        features = []
-        for i, group in enumerate(self.body[:-1], start=1):
-            f = group(f)
-            if i in self.tap_points: features.append(f)
-        f = self.body[-1](f) + head
-        sr = self.add_mean(self.tail(f))
-        return (sr, [*features, f]) if taps else sr
