@@ -10,24 +10,26 @@ import torch
 from torch.nn import functional as F
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c004
-def unit(f):
-    "Each sample of (B,C,H,W) divided by the L2 norm of all its values, in fp32."
-    return F.normalize(f.float().flatten(1), dim=1).view_as(f)
+def unit(f, dims=(1, 2, 3)):
+    "(B,C,H,W) divided by its L2 norm over `dims`, in fp32; the default takes each sample as one vector."
+    f = f.float()
+    return f/torch.linalg.vector_norm(f, dim=dims, keepdim=True).clamp_min(1e-12)
 
-def difference(f_t, f_r):
-    "D of Eq. 2: (B,C,H,W), the difference of the two normalised feature maps."
+def difference(f_t, f_r, dims=(1, 2, 3)):
+    "D of Eq. 2: (B,C,H,W), the difference of the two feature maps, each normalised over `dims`."
     if f_t.shape != f_r.shape:
         shapes = f'teacher {tuple(f_t.shape)}, student after its regressor {tuple(f_r.shape)}'
         raise ValueError(f'feature maps must have one shape: {shapes}')
-    return unit(f_t) - unit(f_r)
+    return unit(f_t, dims) - unit(f_r, dims)
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c006
 def lfd_loss(
     f_t,             # the teacher's features (B,C,H,W)
     f_r,             # the student's, after the regressor
-    alpha=2000.):    # α1 of Sec. 4.1
+    alpha=2000.,     # α1 of Sec. 4.1
+    dims=(1, 2, 3)): # what the norm runs over
     "Eq. 2 for one pair of feature maps: α1 · mean|D|."
-    return alpha*difference(f_t, f_r).abs().mean()
+    return alpha*difference(f_t, f_r, dims).abs().mean()
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c020
 def fitnet_loss(

@@ -26,9 +26,10 @@ def lsfd_loss(
     f_t,             # the teacher's features (B,C,H,W)
     f_r,             # the student's, after the deep regressor
     att,             # Eq. 3's map (B,1,H,W), in grey levels
-    alpha=10.):      # α2 of Sec. 4.1
+    alpha=10.,       # α2 of Sec. 4.1
+    dims=(1, 2, 3)): # what the norms of Eq. 2 run over
     "Eq. 4 for one pair of feature maps: α2 · mean|SFD ⊗ D|."
-    d = difference(f_t, f_r)
+    d = difference(f_t, f_r, dims)
     if att.shape[-2:] != d.shape[-2:]:
         sizes = f'the attention map is {tuple(att.shape[-2:])}, the features are {tuple(d.shape[-2:])}'
         raise ValueError(f"{sizes}: pool the images by the networks' scale")
