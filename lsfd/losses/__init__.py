@@ -9,3 +9,7 @@ __all__ = []
 from .sr import sr_loss
 from .lfd import unit, difference, lfd_loss, fitnet_loss
 from .lsfd import sfd_map, lsfd_loss
+from .fakd import affinity, fakd_loss
+from .fft import fft_loss
+from .at import attention, at_loss
+from .dukd import zoom_in, zoom_out, augment, restore, dukd_loss
