@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['PHOTOS', 'SUFFIXES', 'LAYOUTS', 'ARCHIVES', 'DataError', 'sample_photos', 'repo_root', 'data_root', 'find_images',
-           'find_folder', 'load_pairs', 'fingerprint', 'Pixels', 'places', 'PatchPairs', 'Benchmark', 'fetch',
-           'Archive', 'download']
+           'find_folder', 'find_pairs', 'read_pair', 'fingerprint', 'cache_file', 'write_lrs', 'read_lrs', 'lr_images',
+           'load_pairs', 'send', 'Pixels', 'places', 'free_memory', 'spare_memory', 'where', 'pin', 'PatchPairs',
+           'Benchmark', 'fetch', 'Archive', 'download']
 
 # %% ../nbs/02_data.ipynb #c003
-import hashlib, itertools, os, re, shutil, sys, time
+import hashlib, itertools, os, re, shutil, sys, time, weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 from zipfile import ZipFile
 import numpy as np, pooch, requests, torch
+from fastcore.basics import patch
 from filelock import FileLock
 from tqdm import tqdm
 import lsfd
@@ -52,7 +57,8 @@ def data_root() -> Path:
 SUFFIXES = '.avif .bmp .gif .heic .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp'.split()
 
 def _natural(path): return [int(t) if i%2 else t.casefold() for i,t in enumerate(re.split('([0-9]+)', path.name))], path.name
-def _images(folder): return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != '.' and not p.is_dir()]
+def _images(folder):
+    return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != '.' and not p.is_dir()]
 
 def find_images(folder) -> list:
     "Image files of `folder`, `2.png` before `10.png`; hidden files and other extensions are passed over."
@@ -70,12 +76,14 @@ def find_images(folder) -> list:
 # %% ../nbs/02_data.ipynb #c020
 def find_folder(source) -> Path:
     "The folder `source`: a path, or a name under `data_root()` or its `train`, `valid` and `benchmark`."
-    if not str(source or '').strip(): raise DataError(f"no source of images in {source!r}: give 'photos', a folder or the name of one")
+    if not str(source or '').strip():
+        raise DataError(f"no source of images in {source!r}: give 'photos', a folder or the name of one")
     root = data_root()
     looked = [Path(source).expanduser().absolute(), *(root/d/source for d in ('', 'train', 'valid', 'benchmark'))]
     for p in looked:
         if p.is_dir(): return p
-    raise DataError(f'no folder for {str(source)!r}: looked at {", ".join(map(str, dict.fromkeys(looked)))}. Put the HR images in '
+    seen = ', '.join(map(str, dict.fromkeys(looked)))
+    raise DataError(f'no folder for {str(source)!r}: looked at {seen}. Put the HR images in '
                     f'{root/"benchmark"/Path(source).name/"HR"}, or set LSFD_DATA to the folder that has them; '
                     "DIV2K can be had by lsfd.data.download('DIV2K_train_HR'), and 'photos' needs no files at all")
 
@@ -86,7 +94,8 @@ def _layout(folder, scale):
     "All HR files of `folder`, how many of them count, and the LR folder that belongs to them or None."
     for hr, (lr, first) in LAYOUTS.items():
         if not (folder/hr).is_dir(): continue
-        if _images(folder): raise DataError(f'{folder} mixes images with a folder {hr}/: name the one you mean, or move the images away')
+        if _images(folder): raise DataError(
+            f'{folder} mixes images with a folder {hr}/: name the one you mean, or move the images away')
         lr = folder/lr/f'X{scale}'
         return find_images(folder/hr), first, lr if lr.is_dir() else None
     files = find_images(folder)
@@ -117,75 +126,141 @@ def _check_pair(name, lr, hr, scale):
         'take LR images of this scale and these photographs, or move the LR folder away and they are made by bicubic')
 
 # %% ../nbs/02_data.ipynb #c031
-def _each(f, items):
-    "`[f(o) for o in items]` on threads: decoding and resizing release the GIL."
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(f, items))
-
-def _read_folder(folder, scale):
-    "Names, HR images and LR images or None, of one folder."
-    files, first, lr_folder = _layout(folder, scale)
-    partners = _partners(files, lr_folder, scale)[:first] if lr_folder else None
-    return [f.stem for f in files[:first]], _each(read_image, files[:first]), partners and _each(read_image, partners)
-
-# %% ../nbs/02_data.ipynb #c033
-def _check_hrs(names, hrs, scale):
-    "Complain unless there are HR images, all of them uint8 HWC RGB and with room for an LR pixel."
-    if not names: raise DataError('no images at all: a source needs at least one')
-    for name, h in zip(names, hrs):
-        if h.dtype != np.uint8 or h.ndim != 3 or h.shape[2] != 3 or min(h.shape[:2]) < scale:
-            raise DataError(f'{name!r} must be uint8 RGB of at least {scale}x{scale} pixels, got {h.dtype} of shape {h.shape}')
-
-# %% ../nbs/02_data.ipynb #c036
-def load_pairs(
-    source,             # 'photos', a folder or its name under `data_root()`, a dict name -> HR uint8 HWC, or a list of folders
-    scale:int=2,        # 2, 3 or 4
-    border='symmetric', # border rule of the bicubic that makes missing LR images
-) -> tuple:             # names, HR images, LR images
-    "Aligned whole images: `hr.shape[:2] == scale*lr.shape[:2]`."
+def find_pairs(source, scale:int=2) -> list:
+    "(name, HR, LR or None) of every image of a source, as for `load_pairs`; files stay paths."
     if scale not in (2, 3, 4): raise ValueError(f'scale {scale!r}: use 2, 3 or 4')
     if source and isinstance(source, (list, tuple)):
-        parts = [(Path(s).name, *load_pairs(s, scale, border)) for s in source]
-        return [f'{s}/{n}' for s,ns,_,_ in parts for n in ns], [h for p in parts for h in p[2]], [l for p in parts for l in p[3]]
+        return [(f'{Path(s).name}/{name}', *pair) for s in source for name, *pair in find_pairs(s, scale)]
     if isinstance(source, str) and source == 'photos': source = sample_photos('train')
-    names, hrs, lrs = (list(source), list(source.values()), None) if isinstance(source, dict) else _read_folder(find_folder(source), scale)
-    _check_hrs(names, hrs, scale)
-    hrs = [mod_crop(h, scale) for h in hrs]
-    lrs = lrs or _each(lambda h: bicubic(h, 1/scale, border), hrs)
-    for pair in zip(names, lrs, hrs): _check_pair(*pair, scale)
-    return names, hrs, lrs
+    if isinstance(source, dict): pairs = [(name, image, None) for name, image in source.items()]
+    else:
+        files, first, lr_folder = _layout(find_folder(source), scale)
+        lrs = _partners(files, lr_folder, scale) if lr_folder else [None]*len(files)
+        pairs = [(f.stem, f, lr) for f, lr in zip(files, lrs)][:first]
+    if not pairs: raise DataError('no images at all: a source needs at least one')
+    return pairs
 
-# %% ../nbs/02_data.ipynb #c044
-def fingerprint(names, hrs, lrs) -> str:
-    "sha256 over names, shapes and pixels of all pairs, as hex."
+# %% ../nbs/02_data.ipynb #c034
+def _image(item): return read_image(item) if isinstance(item, (str, Path)) else item
+
+def _hr(name, item, scale):
+    "The HR image, cropped to a multiple of the scale, or a complaint."
+    h = _image(item)
+    if h.dtype != np.uint8 or h.ndim != 3 or h.shape[2] != 3 or min(h.shape[:2]) < scale: raise DataError(
+        f'{name!r} must be uint8 RGB of at least {scale}x{scale} pixels, got {h.dtype} of shape {h.shape}')
+    return mod_crop(h, scale)
+
+def read_pair(name, hr, lr, scale:int=2, border='symmetric') -> tuple:
+    "One entry of `find_pairs` as LR and HR images, uint8 HWC; a missing LR image is made."
+    hr = _hr(name, hr, scale)
+    lr = bicubic(hr, 1/scale, border) if lr is None else _image(lr)
+    _check_pair(name, lr, hr, scale)
+    return lr, hr
+
+# %% ../nbs/02_data.ipynb #c038
+def fingerprint(names, hrs, lrs=None) -> str:
+    "sha256 over names, shapes and pixels of all pairs, or of the HR images alone, as hex."
     sha = hashlib.sha256()
-    for name, *pair in zip(names, hrs, lrs):
+    for name, *pair in zip(names, hrs, *([] if lrs is None else [lrs])):
         sha.update(name.encode('utf-8', 'surrogateescape') + b'\0')
         for im in pair: sha.update(str(im.shape).encode()); sha.update(np.ascontiguousarray(im))
     return sha.hexdigest()
 
-# %% ../nbs/02_data.ipynb #c047
+# %% ../nbs/02_data.ipynb #c041
+def _each(f, items):
+    "`[f(o) for o in items]` on threads: decoding and resizing release the GIL."
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(f, items))
+
+def _shrink(hrs, scale, border): return _each(lambda h: bicubic(h, 1/scale, border), hrs)
+
+def cache_file(folder, scale, border) -> Path:
+    "Where the LR images made of `folder` are kept: in `$LSFD_CACHE`, else in `cache` of the data folder."
+    root = Path(os.environ.get('LSFD_CACHE') or data_root()/'cache').expanduser()
+    place = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()
+    return root/f'{Path(folder).name}_x{scale}_{border}_{place[:8]}.lr'
+
+# %% ../nbs/02_data.ipynb #c043
+def _digest(key, pixels):
+    sha = hashlib.sha256(f'MATLAB bicubic {key}'.encode())
+    for p in pixels: sha.update(p)
+    return sha.digest()
+
+def write_lrs(file, lrs, key):
+    "Keep LR images in one file, in one step; a folder that cannot be written to is no error."
+    flat = [np.ascontiguousarray(l) for l in lrs]
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tmp = file.with_name(f'.{uuid4().hex}')
+        try:
+            with open(tmp, 'wb') as f: f.write(_digest(key, flat)); f.writelines(flat)
+            os.replace(tmp, file)
+        finally: tmp.unlink(missing_ok=True)
+
+def read_lrs(file, sizes, key):
+    "The LR images, of these (height, width), that `write_lrs` kept; None if lost, damaged or of another `key`."
+    ends = 32 + 3*np.cumsum([h*w for h, w in sizes])
+    try: data = np.memmap(file, np.uint8, 'r')
+    except (OSError, ValueError): return None
+    if len(data) != ends[-1] or bytes(data[:32]) != _digest(key, [data[32:]]): return None
+    return [np.array(data[e-3*h*w:e]).reshape(h, w, 3) for e, (h, w) in zip(ends, sizes)]
+
+# %% ../nbs/02_data.ipynb #c046
+def lr_images(folder, names, hrs, scale, border, large=32_000_000) -> list:
+    "The LR images of all HR images of a folder; from `large` pixels on, half a second's work, they are kept."
+    if sum(h.shape[0]*h.shape[1] for h in hrs) < large: return _shrink(hrs, scale, border)
+    key = f'{scale} {border} {fingerprint(names, hrs)}'
+    file, sizes = cache_file(folder, scale, border), [[n//scale for n in h.shape[:2]] for h in hrs]
+    lrs = read_lrs(file, sizes, key)
+    if lrs is None: write_lrs(file, lrs := _shrink(hrs, scale, border), key)
+    return lrs
+
+# %% ../nbs/02_data.ipynb #c057
+def load_pairs(
+    source,             # 'photos', a folder or its name under `data_root()`, several, or a dict name -> HR uint8 HWC
+    scale:int=2,        # 2, 3 or 4
+    border='symmetric', # border rule of the bicubic that makes missing LR images
+) -> tuple:             # names, HR images, LR images
+    "Aligned whole images: `hr.shape[:2] == scale*lr.shape[:2]`."
+    if source and isinstance(source, (list, tuple)):
+        parts = [(Path(s).name, *load_pairs(s, scale, border)) for s in source]
+        return [f'{s}/{n}' for s,ns,_,_ in parts for n in ns], *([im for p in parts for im in p[i]] for i in (2, 3))
+    names, hrs, lrs = map(list, zip(*find_pairs(source, scale)))
+    hrs = _each(lambda pair: _hr(*pair, scale), zip(names, hrs))
+    if lrs[0] is not None: lrs = _each(_image, lrs)
+    elif isinstance(source, dict) or source == 'photos': lrs = _shrink(hrs, scale, border)
+    else: lrs = lr_images(find_folder(source), names, hrs, scale, border)
+    for pair in zip(names, lrs, hrs): _check_pair(*pair, scale)
+    return names, hrs, lrs
+
+# %% ../nbs/02_data.ipynb #c065
+def send(t, device):
+    "The tensor `t` on `device`; to a GPU by way of pinned memory, and without waiting for the copy."
+    if torch.device(device).type != 'cuda' or t.is_cuda: return t.to(device)
+    return t.pin_memory().to(device, non_blocking=True)
+
 class Pixels:
     "RGB images of any size end to end in one uint8 tensor, so that a batch of crops is one gather."
-    def __init__(self, images, device='cpu'):
-        "Takes over the list `images` and empties it, so that nothing is held twice."
-        size = torch.tensor([im.shape[:2] for im in images])
-        area = size.prod(1)
-        first = area.cumsum(0) - area
-        self.flat = torch.empty(int(area.sum()), 3, dtype=torch.uint8, device=device)
-        for a, n in zip(first.tolist()[::-1], area.tolist()[::-1]):
-            self.flat[a:a+n] = torch.from_numpy(np.require(images.pop(), requirements='CW')).reshape(n, 3)
-        self.size, self.first, self.width = size, first.to(device), size[:,1].to(device)
+    def __init__(self, images, device='cpu', home=None):
+        "Takes over the list `images` and empties it; they are kept on `home` or else on `device`, where the crops go."
+        self.size = torch.tensor([im.shape[:2] for im in images])
+        self.device, home = device, home or device
+        area = self.size.prod(1)
+        self.first, self.width = ((area.cumsum(0) - area).to(home), self.size[:,1].to(home))
+        self.flat = torch.empty(int(area.sum()), 3, dtype=torch.uint8, device=home)
+        for part in reversed(self.flat.split(area.tolist())):
+            part.copy_(torch.from_numpy(np.require(images.pop(), requirements='CW')).reshape(part.shape))
 
     def crop(self, image, y, x, flip, side:int):
-        "int64 tensors of n entries to n square crops, float n3SS in 0..255 (channels_last); `flip` mirrors left to right."
+        "int64 tensors of n entries to n square crops, float n3SS in 0..255 (channels_last); `flip` mirrors."
         d = torch.arange(side, device=self.flat.device)
         rows = self.first[image] + y*self.width[image]
         rows = rows[:,None] + d*self.width[image][:,None]
         cols = x[:,None] + torch.where(flip[:,None] > 0, side-1-d, d)
         at = rows[:,:,None] + cols[:,None,:]
-        return self.flat.index_select(0, at.flatten()).view(*at.shape, 3).permute(0,3,1,2).float()
+        cut = self.flat.index_select(0, at.flatten()).view(*at.shape, 3)
+        return send(cut, self.device).permute(0,3,1,2).float()
 
-# %% ../nbs/02_data.ipynb #c050
+# %% ../nbs/02_data.ipynb #c072
 def places(
     corners,        # (images, 2): how many rows and columns a patch's corner can take in each image
     n:int,          # patches
@@ -198,14 +273,47 @@ def places(
     image = (u[:,0]*len(corners)).astype(int)
     return np.column_stack([image, u[:,1:3]*corners[image], flip & (u[:,3] < .5)]).astype(np.int64)
 
-# %% ../nbs/02_data.ipynb #c054
+# %% ../nbs/02_data.ipynb #c076
 def _check_room(names, lrs, side):
     "Complain about LR images that hold no patch."
     small = [f'{n} ({l.shape[1]}x{l.shape[0]})' for n,l in zip(names, lrs) if min(l.shape[:2]) < side]
     if small: raise DataError(f'{len(small)} LR images are smaller than a {side}x{side} patch: {", ".join(small[:5])}; '
                               'take them out, or choose a smaller lr_patch')
 
-# %% ../nbs/02_data.ipynb #c057
+# %% ../nbs/02_data.ipynb #c079
+def free_memory(device) -> int:
+    "Bytes that are free on a GPU or, for a CPU, on this machine; None where the system does not say."
+    device = torch.device(device)
+    if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    info = Path('/proc/meminfo')
+    if device.type != 'cpu' or not info.exists(): return None
+    return 1024*int(re.search(r'MemAvailable:\s+(\d+)', info.read_text())[1])
+
+def spare_memory(device) -> float:
+    "Bytes that images may take on a device: half of what is free, or any number where that is not known."
+    return (free_memory(device) or float('inf'))/2
+
+def where(device, nbytes:int, room:int) -> torch.device:
+    "`device` if `nbytes` of images fit into `room` bytes there, else the CPU."
+    device = torch.device(device)
+    return device if device.type == 'cpu' or nbytes <= room else torch.device('cpu')
+
+# %% ../nbs/02_data.ipynb #c082
+def pin(t):
+    "Pin the memory of a CPU tensor for as long as it lives; where that cannot be done it stays as it is."
+    with suppress(RuntimeError):
+        if not torch.cuda.is_available() or t.is_pinned(): return
+        cuda, start = torch.cuda.cudart(), t.data_ptr()
+        torch.cuda.check_error(cuda.cudaHostRegister(start, t.nbytes, 0))
+        weakref.finalize(t, cuda.cudaHostUnregister, start)
+
+# %% ../nbs/02_data.ipynb #c085
+def _whole_numbers(**counts):
+    "Complain unless all counts are whole numbers, the seed from 0 and the others from 1 up."
+    for name, n in counts.items():
+        if not isinstance(n, int) or n < (name != 'seed'):
+            raise ValueError(f'{name} {n!r} must be a whole number, from {int(name != "seed")} up')
+
 class PatchPairs:
     "Aligned LR/HR training patches; what `batch(step)` holds depends on the data, `seed` and `step` alone."
     def __init__(self, source, *, # as for `load_pairs`
@@ -215,51 +323,77 @@ class PatchPairs:
             flip:bool=True,       # mirror half of the patches left to right
             seed:int=0,
             border='symmetric',   # of the bicubic that makes missing LR images
-            device='cpu'):        # where pixels are kept and patches are cut
-        if not all(isinstance(v, int) for v in (lr_patch, batch, seed)) or min(lr_patch, batch, seed + 1) < 1: raise ValueError(
-            f'lr_patch {lr_patch!r}, batch {batch!r} and seed {seed!r} must be whole numbers, the first two from 1 up, the seed from 0')
+            device='cpu',         # where patches are wanted, and the images kept if there is room
+            room:int=None):       # bytes of `device` for the images; None: half of what is free
+        _whole_numbers(lr_patch=lr_patch, batch=batch, seed=seed)
         names, hrs, lrs = load_pairs(source, scale, border)
         _check_room(names, lrs, lr_patch)
         self.names, self.scale, self.fingerprint = names, scale, fingerprint(names, hrs, lrs)
         self.lr_patch, self.n, self.flip, self.seed = lr_patch, batch, flip, seed
-        self.lr, self.hr = Pixels(lrs, device), Pixels(hrs, device)
+        self.room = spare_memory(device) if room is None else room
+        home = where(device, sum(im.nbytes for im in hrs + lrs), self.room)
+        self.lr, self.hr = (Pixels(ims, device, home) for ims in (lrs, hrs))
+        if home != torch.device(device): pin(self.lr.flat); pin(self.hr.flat)
 
     def draw(self, step:int, n:int=None):
         "The places of a step: int64 rows (image, y, x, flip), in LR pixels."
         return places(self.lr.size.numpy() - self.lr_patch + 1, n or self.n, self.seed, step, self.flip)
 
-    def crops(self, draw):
-        "LR and HR patches at the rows of `draw`: float n3SS in 0..255."
-        image, y, x, flip = torch.as_tensor(draw, device=self.lr.flat.device).T
-        s, side = self.scale, self.lr_patch
-        return self.lr.crop(image, y, x, flip, side), self.hr.crop(image, s*y, s*x, flip, s*side)
+# %% ../nbs/02_data.ipynb #c088
+@patch
+def crops(self:PatchPairs, draw):
+    "LR and HR patches at any rows of a `draw`: float n3SS in 0..255."
+    image, y, x, flip = send(torch.as_tensor(draw), self.lr.flat.device).T
+    s, side = self.scale, self.lr_patch
+    return self.lr.crop(image, y, x, flip, side), self.hr.crop(image, s*y, s*x, flip, s*side)
 
-    def batch(self, step:int, n:int=None):
-        "The (lr, hr) of a step, float n3SS in 0..255: the same at any time and in any process."
-        return self.crops(self.draw(step, n))
+@patch
+def batch(self:PatchPairs, step:int, n:int=None):
+    "The (lr, hr) of a step, float n3SS in 0..255: the same at any time and in any process."
+    return self.crops(self.draw(step, n))
 
-    def __iter__(self): return map(self.batch, itertools.count())
-    def describe(self) -> str:
-        hr, lr = self.hr.flat, self.lr.flat
-        return (f'{len(self.names)} images of {len(hr)/1e6:.1f} megapixels in {(hr.nbytes + lr.nbytes)/1e6:.1f} MB uint8 on {hr.device}, '
-                f'x{self.scale}, LR patches {self.lr_patch}x{self.lr_patch}, fingerprint {self.fingerprint[:12]}')
+@patch
+def __iter__(self:PatchPairs): return map(self.batch, itertools.count())
 
-# %% ../nbs/02_data.ipynb #c075
+# %% ../nbs/02_data.ipynb #c090
+@patch
+def describe(self:PatchPairs) -> str:
+    "How much there is, and where it is kept."
+    hr, lr, side = self.hr.flat, self.lr.flat, self.lr_patch
+    place = f'on {hr.device}' if hr.device.type == torch.device(self.hr.device).type else (
+        f'in {"pinned " if hr.is_pinned() else ""}host memory: {self.hr.device} has room for {self.room/1e6:.1f} MB')
+    size = f'{len(hr)/1e6:.1f} megapixels in {(hr.nbytes + lr.nbytes)/1e6:.1f} MB uint8'
+    return (f'{len(self.names)} images of {size} {place}, '
+            f'x{self.scale}, LR patches {side}x{side}, fingerprint {self.fingerprint[:12]}')
+
+# %% ../nbs/02_data.ipynb #c113
 class Benchmark:
     "Whole images to be scored: iterating gives (name, lr, hr), uint8 HWC."
     def __init__(self, source, *, scale:int=2, border='symmetric'):
         path = Path(source).resolve() if isinstance(source, (str, Path)) else Path('images')
         self.name = path.parent.name if path.name == 'HR' else path.name
-        if source == 'photos': source = sample_photos('valid')
-        self.scale, self.names, self.hrs, self.lrs = scale, *load_pairs(source, scale, border)
-        self.fingerprint = fingerprint(self.names, self.hrs, self.lrs)
+        if isinstance(source, str) and source == 'photos': source = sample_photos('valid')
+        pairs = find_pairs(source, scale)
+        self.scale, self.names, self.scored = scale, [name for name, _, _ in pairs], {}
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self.jobs = [pool.submit(read_pair, *pair, scale, border) for pair in pairs]
+        pool.shutdown(wait=False)
 
     def __len__(self): return len(self.names)
-    def __iter__(self): return zip(self.names, self.lrs, self.hrs)
+    def __iter__(self):
+        for name, job in zip(self.names, self.jobs):
+            for other in self.jobs:
+                if other.done(): other.result()     # a damaged one raises here
+            yield name, *job.result()
+
+    lrs = property(lambda self: [lr for _, lr, _ in self])
+    hrs = property(lambda self: [hr for _, _, hr in self])
+    @cached_property
+    def fingerprint(self): return fingerprint(self.names, self.hrs, self.lrs)
     def describe(self) -> str:
         return f'{self.name}: {len(self)} images, x{self.scale}, fingerprint {self.fingerprint[:12]}'
 
-# %% ../nbs/02_data.ipynb #c085
+# %% ../nbs/02_data.ipynb #c123
 def _resume(url, part, size, tries=5):
     "Append what is missing of `url` to the file `part`, asking again when the connection breaks."
     for wait in range(tries):
@@ -272,14 +406,15 @@ def _resume(url, part, size, tries=5):
                 r.raise_for_status()
                 goes_on = r.status_code == 206 and have < size
                 with open(part, 'ab' if goes_on else 'wb') as f, tqdm(
-                        total=size, initial=f.tell(), unit='B', unit_scale=True, delay=2, mininterval=10, desc=part.stem, file=sys.stdout) as bar:
+                        total=size, initial=f.tell(), unit='B', unit_scale=True, delay=2, mininterval=10,
+                        desc=part.stem, file=sys.stdout) as bar:
                     for chunk in r.iter_content(1 << 16): bar.update(f.write(chunk))
             error = 'the file has another size'
         except requests.RequestException as e: error = e
     if not part.exists() or part.stat().st_size != size:
         raise DataError(f'{url} broke off after {tries} tries ({error}): call again and it goes on from {part}')
 
-# %% ../nbs/02_data.ipynb #c089
+# %% ../nbs/02_data.ipynb #c127
 def fetch(url:str, folder, size:int, sha256:str) -> Path:
     "Download `url` into `folder`, resuming `NAME.part`; kept only if size and checksum are right."
     folder, name = Path(folder), url.split('/')[-1]
@@ -288,21 +423,25 @@ def fetch(url:str, folder, size:int, sha256:str) -> Path:
     except DataError: raise
     except ValueError as e: raise DataError(f'{url} is not the file we expect and was not kept: {e}') from e
 
-# %% ../nbs/02_data.ipynb #c092
+# %% ../nbs/02_data.ipynb #c130
 @dataclass(frozen=True)
 class Archive:
     "A zip on the web, what it must be, and what it holds."
     url: str; size: int; sha256: str; folder: str; images: int
 
-_DIV2K = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/'
-ARCHIVES = {f'DIV2K_{name}': Archive(f'{_DIV2K}DIV2K_{name}.zip', size, sha256, 'DIV2K_' + folder, images) for name, size, sha256, folder, images in (
-    ('train_HR', 3530603713, '9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335', 'train_HR', 800),
-    ('valid_HR', 448993893, '20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc', 'valid_HR', 100),
-    ('train_LR_bicubic_X2', 925390592, 'a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850', 'train_LR_bicubic/X2', 800),
-    ('train_LR_bicubic_X3', 427847282, 'ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a', 'train_LR_bicubic/X3', 800),
-    ('train_LR_bicubic_X4', 246914039, 'f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a', 'train_LR_bicubic/X4', 800))}
+_DIV2K = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_'
+ARCHIVES = {f'DIV2K_{name}': Archive(f'{_DIV2K}{name}.zip', size, sha256, f'DIV2K_{folder}', images)
+            for name, folder, images, size, sha256 in (
+    ('train_HR', 'train_HR', 800, 3530603713, '9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335'),
+    ('valid_HR', 'valid_HR', 100, 448993893, '20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc'),
+    ('train_LR_bicubic_X2', 'train_LR_bicubic/X2', 800, 925390592,
+     'a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850'),
+    ('train_LR_bicubic_X3', 'train_LR_bicubic/X3', 800, 427847282,
+     'ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a'),
+    ('train_LR_bicubic_X4', 'train_LR_bicubic/X4', 800, 246914039,
+     'f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a'))}
 
-# %% ../nbs/02_data.ipynb #c095
+# %% ../nbs/02_data.ipynb #c133
 def _unpack(zipped, target, archive):
     "All images of `zipped`, or none, into the folder `target`."
     with TemporaryDirectory(dir=zipped.parent) as tmp, ZipFile(zipped) as z:
@@ -313,7 +452,7 @@ def _unpack(zipped, target, archive):
         os.replace(found[0].parent, target)
     zipped.unlink()
 
-# %% ../nbs/02_data.ipynb #c097
+# %% ../nbs/02_data.ipynb #c135
 def download(
     name:str,  # one of `ARCHIVES`
     root=None, # the folder that gets the images, default `data_root()/'DIV2K'`
@@ -325,6 +464,7 @@ def download(
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root/'.download.lock'):
         if target.is_dir() and len(_images(target)) >= a.images: return root
-        if target.exists(): raise DataError(f'{target} holds {len(_images(target))} of {a.images} images: move it away and call again')
+        if target.exists(): raise DataError(
+            f'{target} holds {len(_images(target))} of {a.images} images: move it away and call again')
         _unpack(fetch(a.url, root, a.size, a.sha256), target, a)
     return root
