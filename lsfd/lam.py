@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['detail', 'gaussian', 'blurred', 'integrate', 'LAMError', 'check_lr', 'check_settings', 'check_sr', 'exact',
-           'untouched', 'diffusion_index', 'density', 'LAM', 'lam', 'check_attribution']
+           'untouched', 'diffusion_index', 'density', 'LAM', 'lam', 'check_attribution', 'textured', 'surroundings']
 
 # %% ../nbs/14_lam.ipynb #c002
 import numpy as np, torch
@@ -218,3 +218,28 @@ def check_attribution(total, y, x):
     if not total.isfinite().all(): raise LAMError('the gradient is NaN or infinite: somewhere in the network a function has no derivative at this image')
     if not total.sum(0).any(): raise LAMError(
         f'nothing to attribute to: on all that the window at (y, x) = ({y}, {x}) depends on, blurring changes nothing. Choose a place with detail')
+
+# %% ../nbs/14_lam.ipynb #c079
+def textured(
+    image,          # uint8 HWC
+    window=16,      # its side
+    n=1):           # how many, at most
+    "Top-left corners (y, x) of the windows of a picture that hold most detail, best first."
+    if min(image.shape[:2]) <= window: raise LAMError(f'a picture of {image.shape[0]}x{image.shape[1]} has no room for windows of {window}: take a larger one')
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    steps = torch.stack([x.diff(dim=1)[..., :-1], x.diff(dim=2)[:, :-1]]).norm(dim=0).sum(0)
+    score = F.avg_pool2d(steps[None], window)[0]
+    best = score.flatten().argsort(descending=True, stable=True)[:n].tolist()
+    return [(i//score.shape[1]*window, i % score.shape[1]*window) for i in best]
+
+# %% ../nbs/14_lam.ipynb #c082
+def surroundings(
+    shape,          # height and width of the picture, whole LR pixels
+    y, x,           # top-left of the window
+    window,         # its side
+    side,           # of the part; 0: the whole picture
+    scale):         # corners lie on whole LR pixels
+    "The part of a picture around a window, as (y, x, h, w)."
+    size = [min(side or n, n)//scale*scale for n in shape[:2]]
+    corner = [min(max(a + window//2 - s//2, 0), n - s)//scale*scale for a, s, n in zip((y, x), size, shape)]
+    return *corner, *size
