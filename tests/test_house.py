@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 NBS = {path.relative_to(ROOT/'nbs').as_posix(): json.loads(path.read_text(encoding='utf-8'))
        for path in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in path.parts}
 COMPONENTS = [name for name in NBS if re.match(r'\d', name)]
-RUNS = [name for name in NBS if name in ('train.ipynb', 'evaluate.ipynb') or name.startswith('paper/')]
+RUNS = [f'{name}.ipynb' for name in ('train', 'evaluate', 'compare', 'benchmarks', 'lam', 'explore')] + [name for name in NBS if name.startswith('paper/')]
 
 def sh(*command, cwd=ROOT): return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
 def sources(nb, kind='code'): return [''.join(cell['source']) for cell in nb['cells'] if cell['cell_type'] == kind]
