@@ -85,7 +85,7 @@ def folder(tmp, kind):
 BAD = {
     'unknown name':    (dict(modle='edsr'), 'modle is not a parameter'),
     'unknown model':   (dict(model='swin'), 'choose one of edsr, rcan'),
-    'unknown method':  (dict(method='lsfd'), 'choose one of Student, FitNet, LFD, LSFD'),
+    'unknown method':  (dict(method='lsfd'), 'choose one of Student, FAKD, FitNet, LFD, LSFD'),
     'scale 5':         (dict(scale=5), 'scale=5: choose one of 2, 3, 4'),
     'true is text':    (dict(resume='true'), 'True and False, with a capital'),
     'negative steps':  (dict(steps=-3), 'must be positive'),
@@ -101,7 +101,8 @@ BAD = {
     'unlike pairs':    (dict(data='pairs'), "pair 'a'"),
     'missing LR':      (dict(data='orphans'), "first 'b'"),
     'infinite rate':   (dict(rate=float('inf')), 'between 0 and 1'),
-    'odd seed':        (dict(seed=2**70), 'choose 0 to 2**32 - 1'),
+    'odd seed':        (dict(seed=2**70), 'choose a whole number from 0 to'),
+    'no processes':    (dict(processes=0), 'choose a whole number from 1'),
     'unused teacher':  (dict(method='Student', teacher=TEACHER), 'would not be used'),
     'empty benchmark': (dict(benchmark=','), 'benchmark is empty'),
     'twin benchmarks': (dict(benchmark='photos,photos'), "two benchmarks are called 'photos'"),
@@ -129,7 +130,7 @@ def test_evaluate_refuses_a_damaged_checkpoint(tmp_path):
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ValueError, match='damaged'): notebook('evaluate.ipynb', checkpoint=str(file))
 
-@pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FitNet')], ids=str)
+@pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FAKD+FFT'), dict(method='DUKD'), dict(method='Student', init='teacher')], ids=str)
 def test_other_runs_end_well(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)

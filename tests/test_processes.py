@@ -1,0 +1,63 @@
+"""Two processes under torchrun (gloo, CPU): the gradient of the whole batch, a rank that dies, a run that is resumed by another number of ranks."""
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest, torch
+from nbdev.config import get_config
+
+from lsfd.distill import trainable
+from lsfd.launch import command, surroundings
+from lsfd.runs import TRAIN, build, check_parameters, defaults
+from lsfd.train import fit, forward, read_logs
+
+ROOT = get_config(Path(__file__).parent).config_path
+torch.set_num_threads(1)
+
+GRADIENTS = '''
+import sys, torch, torch.distributed as dist
+from lsfd.runs import TRAIN, build, check_parameters, defaults
+from lsfd.train import forward, prepare, share, trainable
+torch.set_num_threads(1)
+dist.init_process_group('gloo')
+objective, pairs, recipe, _ = build(check_parameters(defaults('train') | dict(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]), **TRAIN))
+step, _ = prepare(objective, recipe)
+forward(step, share(pairs, 0), 'fp32')['total'].backward()
+if dist.get_rank() == 0: torch.save([p.grad for p in trainable(objective)], sys.argv[1])
+dist.destroy_process_group()
+'''
+
+def run(out, **kw):
+    given = dict(profile='smoke', precision='fp32', device='cpu', out=str(out)) | kw
+    return check_parameters(defaults('train') | given, **TRAIN)
+
+@pytest.mark.parametrize('method', ['LSFD', 'FAKD'])
+def test_two_ranks_have_the_gradient_of_the_whole_batch(method, tmp_path):
+    (tmp_path/'job.py').write_text(GRADIENTS)
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    subprocess.run([*launcher, tmp_path/'job.py', tmp_path/'grads.pt', method], env=surroundings(2), cwd=ROOT, check=True, timeout=300)
+    objective, pairs, *_ = build(run(tmp_path, method=method))
+    forward(objective.train(), pairs.batch(0), 'fp32')['total'].backward()
+    for p, g in zip(trainable(objective), torch.load(tmp_path/'grads.pt', weights_only=True)):
+        assert (p.grad - g).abs().max() <= 1e-4*p.grad.abs().max() + 1e-7
+
+def ranks_of(job):
+    "The launcher's children, oldest first."
+    return [int(n) for n in Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()]
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc to find the ranks')
+def test_a_rank_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
+    p = run(tmp_path/'run', processes=2, steps=60)
+    with subprocess.Popen(command(p), env=surroundings(2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
+        for line in job.stdout:
+            if line.strip().startswith('8/60'): break
+        os.kill(ranks_of(job)[-1], signal.SIGKILL)
+        start = time.time(); job.stdout.read(); code = job.wait(timeout=120)
+    assert code != 0 and time.time() - start < 100                        # the other rank did not hang
+    at = torch.load(tmp_path/'run/run.pt', weights_only=True)['at']['step']
+    assert 6 <= at < 60
+    alone = SimpleNamespace(**vars(p) | dict(processes=1))
+    objective, pairs, recipe, folder = build(alone)                       # one process goes on where two were
+    steps = [log['step'] for log in fit(objective, pairs, recipe, folder)]
+    assert steps[0] == at + 2 - at % 2 and steps[-1] == 60
+    assert [r['step'] for r in read_logs(folder)] == list(range(2, 61, 2))
