@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'MODELS', 'DEMO', 'FORMAT', 'build', 'create_model', 'save_model', 'width', 'recognise', 'check_spec',
-           'describe', 'check_shapes', 'load_model']
+           'check_unsaid', 'describe', 'check_shapes', 'load_model']
 
 # %% ../../nbs/07_models.zoo.ipynb #c002
 import json, torch
@@ -101,27 +101,42 @@ def recognise(state):
 # %% ../../nbs/07_models.zoo.ipynb #c023
 def check_spec(meta, state):
     "The spec in a file's metadata, if this version can read it and the weights could fill such a network."
-    form, spec = meta.get('format'), meta['spec']
-    if not isinstance(form, int) or form > FORMAT:
+    form, spec = meta.get('format'), meta.get('spec')
+    if isinstance(form, int) and form > FORMAT:
         raise ModelError(f'was written by a later lsfd (format {form}): update lsfd')
+    if form != FORMAT or not isinstance(spec, dict) or not isinstance(meta.get('about'), dict):
+        raise ModelError('has metadata that no lsfd wrote: save it again')
     most = max([len(state), *(n for v in state.values() for n in v.shape)])
-    if not isinstance(spec, dict) or any(isinstance(v, int) and v > most for v in spec.values()):
+    if not all(isinstance(v, (int, float)) and 0 <= v <= most for k, v in spec.items() if k != 'arch'):
         raise ModelError(f'claims to be {spec}, which its {len(state)} tensors cannot fill')
     return spec
 
 # %% ../../nbs/07_models.zoo.ipynb #c026
+def check_unsaid(unsaid, layout):
+    "An error unless these are numbers that a file in this layout leaves out."
+    numbers = dict(res_scale=1) | (dict(img_range=1, rgb_mean=3) if layout == 'basicsr' else {})
+    if odd := ', '.join(k for k in unsaid if k not in numbers):
+        raise ModelError(f'is in the {layout} layout, which leaves no {odd} to say: leave it out')
+    for k, v in unsaid.items():
+        try: t = torch.tensor(v).double()
+        except (TypeError, ValueError, RuntimeError): t = torch.empty(0)
+        if not (t.numel() == numbers[k] and t.isfinite().all() and (k == 'rgb_mean' or t > 0)):
+            raise ModelError(f'takes no {k}={v!r}: give {numbers[k]} finite and positive')
+
+# %% ../../nbs/07_models.zoo.ipynb #c028
 def describe(
     state, meta,   # from `read_state`
     **unsaid):     # of a foreign file: res_scale; for BasicSR also img_range and rgb_mean
     "Weights under the released names, and the spec of the network that they are for."
-    if 'spec' in meta and unsaid: raise ModelError(f'says itself what it is: leave out {", ".join(unsaid)}')
-    if 'spec' in meta: return state, check_spec(meta, state)
+    if meta and unsaid: raise ModelError(f'says itself what it is: leave out {", ".join(unsaid)}')
+    if meta: return state, check_spec(meta, state)
+    check_unsaid(unsaid, detect(state)[1])
     state, _ = to_released(state, **{k: unsaid.pop(k) for k in ('img_range', 'rgb_mean') if k in unsaid})
     spec = recognise(state)
     if spec['arch'] == 'rcan' and 'res_scale' in unsaid: state = damp(state, unsaid.pop('res_scale'))
     return state, spec | unsaid
 
-# %% ../../nbs/07_models.zoo.ipynb #c029
+# %% ../../nbs/07_models.zoo.ipynb #c031
 def check_shapes(model, state):
     "An error that lists the first differences, unless the state has exactly the model's keys and shapes."
     want, have = ({k: tuple(v.shape) for k, v in s.items()} for s in (model.state_dict(), state))
@@ -129,7 +144,7 @@ def check_shapes(model, state):
            for k in want | have if want.get(k) != have.get(k)]
     if odd: raise ModelError(f'looks like {model.spec}, but {len(odd)} keys differ: {"; ".join(odd[:4])}')
 
-# %% ../../nbs/07_models.zoo.ipynb #c031
+# %% ../../nbs/07_models.zoo.ipynb #c033
 def load_model(
     path,        # .safetensors, .pt or .pth; ours, or of EDSR-PyTorch, RCAN, SAN, FAKD or BasicSR
     **unsaid):   # what a foreign file does not say: res_scale; for BasicSR also img_range and rgb_mean

@@ -162,7 +162,7 @@ def network_g(state, spec):
                 img_range=round(255*float(r), 4), rgb_mean=[round(float(v)/255, 7) for v in c])
 
 # %% ../../nbs/06a_models.layouts.ipynb #c063
-WRAPPERS, PREFIXES = ('params_ema', 'params', 'state_dict', 'model'), ('module.', 'model.', '_orig_mod.')
+WRAPPERS, PREFIXES = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model'), ('module.', 'model.', '_orig_mod.')
 
 def unwrap(state):
     "The state dict inside a checkpoint's wrappers, without the prefixes that all of its keys share."
@@ -196,8 +196,10 @@ def kind(path):
 def check_zip(path):
     "An error unless the zip archive can be one that `torch.save` wrote."
     try:
-        with zipfile.ZipFile(path) as z: size, inside = sum(m.file_size for m in z.infolist()), z.namelist()
+        with zipfile.ZipFile(path) as z: parts = z.infolist()
     except Exception: raise ModelError(f'{path} is cut off or damaged: download or save it again') from None
+    size, inside = sum(m.file_size for m in parts), [m.filename for m in parts]
+    if any(m.flag_bits & 1 for m in parts): raise ModelError(f'{path} is encrypted: unpack it with its password first')
     if any('/code/' in n for n in inside):
         raise ModelError(f'{path} is a TorchScript program: save model.state_dict() where it was made')
     if not any(n.endswith('/data.pkl') for n in inside):
@@ -260,7 +262,8 @@ def as_weights(state, path):
 def read_state(path):
     "Weights (float32, CPU), unwrapped, and metadata of a checkpoint file, without running any code from it."
     path = Path(path)
-    if not path.is_file(): raise ModelError(f'no checkpoint at {path}')
+    if path.is_dir(): raise ModelError(f'{path} is a folder: name one of the files in it')
+    if not path.exists(): raise ModelError(f'no checkpoint at {path}: check the name, seen from {Path.cwd()}')
     if (k := kind(path)) == 'safetensors': state, about = read_safetensors(path)
     else:
         if k == 'zip': check_zip(path)

@@ -138,6 +138,7 @@ class SAN(nn.Module):
         inter=8,        # channels of the non-local attention: 8 as released, 16 in FAKD
         scale=2):       # 2, 3 or 4
         super().__init__()
+        if n_groups < 1: raise ValueError(f'a body of {n_groups} groups has nothing to tap: give 1 or more')
         sizes = dict(n_groups=n_groups, n_blocks=n_blocks, n_feats=n_feats, reduction=reduction, inter=inter)
         self.spec = dict(arch='san', **sizes, scale=scale)
         self.scale, self.n_feats, self.tap_points = scale, n_feats, (-(-n_groups//3), -(-2*n_groups//3))
