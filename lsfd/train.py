@@ -278,10 +278,13 @@ def share(pairs, step, rank=0, ranks=1):
     "A rank's part of the batch of a step."
     return pairs.batch(step) if ranks == 1 else pairs.crops(pairs.draw(step)[rank::ranks])
 
-def check_run(objective, pairs, ranks=1):
-    "Complain unless the patches suit the networks and the number of ranks."
+def check_run(objective, pairs, recipe, ranks=1):
+    "Complain unless the patches suit the networks and the number of ranks, and taps a compiled step."
     if objective.scale not in (None, pairs.scale):
         raise RunError(f'the networks enlarge ×{objective.scale}, the patches are ×{pairs.scale}: use one scale')
+    if recipe.compile and any(d.at for d in getattr(objective, 'objectives', [objective])):
+        raise RunError('taps by name are hooks, which no compiled step can set: train without compile, '
+                       'or let the network declare tap_points as EDSR does')
     if pairs.n % ranks:
         raise RunError(f'a batch of {pairs.n} cannot be shared by {ranks} processes: choose a divisor')
 
@@ -294,7 +297,7 @@ def fit(
     resume=True):  # go on with what `out` holds, or refuse to
     "Train, yielding a `Log` every `log_every` steps; killed and called again it ends with the same weights."
     rank, ranks = world()
-    check_run(objective, pairs, ranks)
+    check_run(objective, pairs, recipe, ranks)
     step, optimiser = prepare(objective, recipe)
     with open_run(out, resume) as folder:
         ident, writes = identity(objective, pairs, recipe), folder and rank == 0
