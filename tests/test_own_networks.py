@@ -7,7 +7,6 @@ from nbdev.config import get_config
 from torch import nn
 from torch.nn import functional as F
 
-import lsfd.distill
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import Distill, Group, METHODS, dry_run, trainable
 from lsfd.models import create_model, load_model
