@@ -219,7 +219,7 @@ def check_attribution(total, y, x):
     if not total.sum(0).any(): raise LAMError(
         f'nothing to attribute to: on all that the window at (y, x) = ({y}, {x}) depends on, blurring changes nothing. Choose a place with detail')
 
-# %% ../nbs/14_lam.ipynb #c079
+# %% ../nbs/14_lam.ipynb #c080
 def textured(
     image,          # uint8 HWC
     window=16,      # its side
@@ -232,7 +232,7 @@ def textured(
     best = score.flatten().argsort(descending=True, stable=True)[:n].tolist()
     return [(i//score.shape[1]*window, i % score.shape[1]*window) for i in best]
 
-# %% ../nbs/14_lam.ipynb #c082
+# %% ../nbs/14_lam.ipynb #c083
 def surroundings(
     shape,          # height and width of the picture, whole LR pixels
     y, x,           # top-left of the window
