@@ -1,5 +1,5 @@
 """What a notebook should not show: a run killed in the middle, and everything a user can get wrong on the command line."""
-import json, os, signal, subprocess, sys
+import json, os, re, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -129,6 +129,34 @@ def test_evaluate_refuses_a_damaged_checkpoint(tmp_path):
     file = save_model(tmp_path/'net.safetensors', create_model('edsr_student', n_blocks=1))
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ValueError, match='damaged'): notebook('evaluate.ipynb', checkpoint=str(file))
+
+BAD_EVALUATE = {
+    'unknown name':      (dict(inferense='tiles'), 'inferense is not a parameter'),
+    'unknown inference': (dict(inference='tile'), "inference='tile': choose one of whole, 4-crop, tiles, auto"),
+    'lost checkpoint':   (dict(checkpoint='nowhere.safetensors'), 'student.safetensors that train.ipynb leaves'),
+    'out is a file':     (dict(out=str(ROOT/'README.md')), 'is no folder that can be written to: choose another'),
+    'out in a file':     (dict(out=str(ROOT/'README.md'/'scores')), 'is no folder that can be written to: choose another'),
+    'empty benchmark':   (dict(benchmark=','), 'benchmark is empty'),
+    'no benchmark':      (dict(benchmark='photos,Set6'), 'Set6'),
+    'no such device':    (dict(device='gpu'), "device='gpu' cannot be used"),
+}
+
+@pytest.mark.parametrize('case', BAD_EVALUATE)
+def test_evaluate_refuses_bad_input(case, tmp_path, monkeypatch):
+    given, message = BAD_EVALUATE[case]
+    def no_work(*args): raise AssertionError('an image was enlarged')
+    monkeypatch.setattr('lsfd.evaluate.enlarge', no_work)
+    with pytest.raises(ValueError) as e: notebook('evaluate.ipynb', **dict(checkpoint=TEACHER) | given)
+    assert message in str(e.value)
+
+def test_evaluate_names_a_damaged_image(tmp_path):
+    with pytest.raises(ValueError, match='bad.png'): notebook('evaluate.ipynb', checkpoint=TEACHER, benchmark=folder(tmp_path, 'corrupt'))
+
+@pytest.mark.parametrize('inference, label', [('auto', 'whole'), ('tiles', r'tiles 256\+32 \(approximate\)')])
+def test_evaluate_says_how_it_was_done(inference, label, tmp_path):
+    photo(tmp_path/'set'/'a.png')
+    space = notebook('evaluate.ipynb', checkpoint=TEACHER, benchmark=str(tmp_path/'set'), inference=inference, out=str(tmp_path/'out'))
+    assert re.search(label, space['scores'][0].protocol.label()) and re.search(label, (tmp_path/'out'/'scores.csv').read_text())
 
 @pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FAKD+FFT'), dict(method='DUKD'), dict(method='Student', init='teacher')], ids=str)
 def test_other_runs_end_well(given, tmp_path, monkeypatch):
