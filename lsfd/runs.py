@@ -31,9 +31,9 @@ def explain(name, value, allowed):
     if isinstance(allowed, range):
         if type(value) is int and value in allowed: return None
         return f'{name}={value!r}: choose a whole number from {allowed[0]} to {allowed[-1]}'
-    if type(value) is allowed or (allowed is float and type(value) is int): return None
+    if type(value) in getattr(allowed, '__args__', [allowed]) or (allowed is float and type(value) is int): return None
     hint = ' (papermill takes True and False, with a capital)' if allowed is bool else ''
-    return f'{name}={value!r} should be {allowed.__name__}, and is {type(value).__name__}{hint}'
+    return f'{name}={value!r} should be {getattr(allowed, "__name__", allowed)}, and is {type(value).__name__}{hint}'
 
 # %% ../nbs/13a_runs.ipynb #c008
 PLAIN = str, int, float, bool, list, dict, tuple, type(None)
@@ -62,7 +62,7 @@ _common = dict(
     out=str, resume=bool, ledger=str)
 TRAIN = _common | dict(method=tuple(METHODS), role=('student', 'teacher'), init=('random', 'teacher'),
                        seed=range(2**32), processes=range(1, 257))
-COMPARE = _common | dict(methods=str, study=('', *STUDIES), seeds=str)
+COMPARE = _common | dict(methods=str, study=('', *STUDIES), seeds=str | int)
 
 # %% ../nbs/13a_runs.ipynb #c016
 def defaults(notebook):
