@@ -263,7 +263,7 @@ def read_state(path):
     "Weights (float32, CPU), unwrapped, and metadata of a checkpoint file, without running any code from it."
     path = Path(path)
     if path.is_dir(): raise ModelError(f'{path} is a folder: name one of the files in it')
-    if not path.exists(): raise ModelError(f'no checkpoint at {path}: check the name, seen from {Path.cwd()}')
+    if not path.is_file(): raise ModelError(f'no checkpoint at {path}: check the name, seen from {Path.cwd()}')
     if (k := kind(path)) == 'safetensors': state, about = read_safetensors(path)
     else:
         if k == 'zip': check_zip(path)

@@ -10,7 +10,7 @@ __all__ = ['FLOOR', 'look', 'x', 'covariance', 'matrix_sqrt', 'centre', 'precise
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..layers import conv3, fp32, upsampler, without_autocast, MeanShift
+from ..layers import conv3, fp32, upsampler, without_autocast, MeanShift, StaysFp32
 
 # %% ../../nbs/06_models.san.ipynb #c005
 def covariance(x):
@@ -72,7 +72,7 @@ def attend(question, key, answer):
     return F.scaled_dot_product_attention(question, key, answer, scale=1.)
 
 # %% ../../nbs/06_models.san.ipynb #c060
-class NonLocal(nn.Module):
+class NonLocal(StaysFp32):
     "Every pixel plus a weighted mean over all pixels, in fp32: (B,C,H,W) → the same; the identity when new."
     def __init__(self, n_feats, inter=8):
         super().__init__()
@@ -149,7 +149,7 @@ class SAN(nn.Module):
         self.tail = nn.Sequential(upsampler(scale, n_feats), conv3(n_feats, 3))
 
     def forward(self, x, taps=False):
-        head = self.head(self.sub_mean(x))
+        head = self.head(self.sub_mean(x).to(self.head[0].weight.dtype))
         f = first = self.non_local(head)
         features = []
         for i, group in enumerate(self.RG, start=1):
