@@ -8,7 +8,6 @@ __all__ = ['AXES', 'STUDIES', 'lfd', 'lsfd', 'at_taps', 'tapped']
 # %% ../nbs/11a_ablations.ipynb #c002
 from functools import partial
 from dataclasses import replace
-from torch import nn
 from .distill import METHODS, hr_term, lfd_term, lsfd_term, sr_term
 from .regressors import DeepRegressor
 

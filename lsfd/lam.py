@@ -103,8 +103,10 @@ def check_sr(sr, lr, y, x, window):
 def exact():
     "Inside the block: all 24 bits of float32, and the same sums each time."
     b = torch.backends
-    parts = b.cuda.matmul, b.cudnn.conv, b.mkldnn.conv, b.mkldnn.matmul
-    wanted = [(p, 'fp32_precision', 'ieee') for p in parts] + [(b.cudnn, 'deterministic', True), (b.cudnn, 'benchmark', False)]
+    if hasattr(b.cuda.matmul, 'fp32_precision'):   # since PyTorch 2.9
+        wanted = [(p, 'fp32_precision', 'ieee') for p in (b.cuda.matmul, b.cudnn.conv, b.mkldnn.conv, b.mkldnn.matmul)]
+    else: wanted = [(p, 'allow_tf32', False) for p in (b.cuda.matmul, b.cudnn)]
+    wanted += [(b.cudnn, 'deterministic', True), (b.cudnn, 'benchmark', False)]
     was = [(o, k, getattr(o, k)) for o, k, _ in wanted]
     try:
         for o, k, v in wanted: setattr(o, k, v)

@@ -6,7 +6,7 @@ import pytest, torch
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import METHODS, Distill, Group, trainable
 from lsfd.models import create_model
-from lsfd.train import Recipe, fit, forward
+from lsfd.train import Recipe, fit
 
 torch.set_num_threads(1)
 SIZES = dict(edsr=dict(n_blocks=3, n_feats=8), rcan=dict(n_groups=3, n_blocks=1, n_feats=8, reduction=4),

@@ -7,7 +7,6 @@ __all__ = ['unit', 'difference', 'lfd_loss', 'fitnet_loss']
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c002
 import torch
-from torch.nn import functional as F
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c004
 def unit(f, dims=(1, 2, 3)):
