@@ -104,7 +104,7 @@ def check_spec(meta, state):
     form, spec = meta.get('format'), meta.get('spec')
     if isinstance(form, int) and form > FORMAT:
         raise ModelError(f'was written by a later lsfd (format {form}): update lsfd')
-    if form != FORMAT or not isinstance(spec, dict) or not isinstance(meta.get('about'), dict):
+    if form != FORMAT or not isinstance(spec, dict) or not isinstance(meta.get('about', {}), dict):
         raise ModelError('has metadata that no lsfd wrote: save it again')
     most = max([len(state), *(n for v in state.values() for n in v.shape)])
     if not all(isinstance(v, (int, float)) and 0 <= v <= most for k, v in spec.items() if k != 'arch'):
@@ -121,7 +121,7 @@ def check_unsaid(unsaid, layout):
         try: t = torch.tensor(v).double()
         except (TypeError, ValueError, RuntimeError): t = torch.empty(0)
         if not (t.numel() == numbers[k] and t.isfinite().all() and (k == 'rgb_mean' or t > 0)):
-            raise ModelError(f'takes no {k}={v!r}: give {numbers[k]} finite and positive')
+            raise ModelError(f'takes no {k}={v!r}: give {"a positive number" if numbers[k] == 1 else "3 numbers"}')
 
 # %% ../../nbs/07_models.zoo.ipynb #c028
 def describe(
