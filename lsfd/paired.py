@@ -46,6 +46,7 @@ def forest(table, base):
         rows = table[table.benchmark == name].set_index('method').loc[names]
         ax.errorbar(rows['mean'], names, xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
         ax.axvline(0, color='grey', lw=1); ax.grid(axis='x', alpha=.25)
-        ax.set(title=f'{name}: {rows.images.iloc[0]} images, {rows.seeds.iloc[0]} seeds', xlabel=f'dB over {base}')
+        n, k = rows.images.iloc[0], rows.seeds.iloc[0]
+        ax.set(title=f'{name}: {n} images, {k} seed{"s"*(k > 1)}', xlabel=f'dB over {base}')
     plt.close(fig)
     return fig
