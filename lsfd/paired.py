@@ -47,6 +47,6 @@ def forest(table, base):
         ax.errorbar(rows['mean'], names, xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
         ax.axvline(0, color='grey', lw=1); ax.grid(axis='x', alpha=.25)
         n, k = rows.images.iloc[0], rows.seeds.iloc[0]
-        ax.set(title=f'{name}: {n} images, {k} seed{"s"*(k > 1)}', xlabel=f'dB over {base}')
+        ax.set(title=f'{name}: {n} images, {k} seed{"" if k == 1 else "s"}', xlabel=f'dB over {base}')
     plt.close(fig)
     return fig
