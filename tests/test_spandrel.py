@@ -7,8 +7,8 @@ import importlib.util, sys
 from types import ModuleType
 
 import pytest, torch
-from safetensors.torch import save_file
 
+from lsfd.models import save_model
 from lsfd.models.edsr import EDSR
 from lsfd.models.layouts import from_released, to_released
 from lsfd.models.rcan import RCAN
@@ -38,16 +38,13 @@ def student(**sizes):
     for p in (*net.sub_mean.parameters(), *net.add_mean.parameters()): p.data += .01*torch.randn_like(p)   # drifted, as released ones are
     return net
 
-def save(state, path):
-    (save_file if path.suffix == '.safetensors' else torch.save)(state, path)
-    return path
-
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
-@pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
+@pytest.mark.parametrize('suffix, layout', [('.pth', 'released'), ('.pt', 'released'), ('.safetensors', 'released'), ('.safetensors', None)])
 @torch.no_grad()
-def test_it_runs_our_students(spandrel, tmp_path, suffix, sizes):
+def test_it_runs_our_students(spandrel, tmp_path, suffix, layout, sizes):
     net, lr = student(**sizes), torch.rand(1, 3, 20, 24)
-    found = spandrel.ModelLoader().load_from_file(save(net.state_dict(), tmp_path/f'student{suffix}'))
+    file = save_model(tmp_path/f'student{suffix}', net, layout=layout)      # None: a file of ours, as training leaves it
+    found = spandrel.ModelLoader().load_from_file(file)
     assert (found.architecture.id, found.scale, found.purpose) == ('RCAN', net.scale, 'SR')
     want = net(lr*255)/255
     assert torch.equal(found.model(lr.clone()), want)                       # a clone, since it multiplies its input in place
