@@ -69,6 +69,8 @@ def save_model(
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if layout: state = from_released(state, layout)
     if half: state = {k: v if '_mean.' in k else v.half() for k, v in state.items()}   # fp16 would move the mean colour
+    if half and not all(v.isfinite().all() for v in state.values()):
+        raise ModelError('has weights too large for fp16: leave out half')
     if layout and about: raise ModelError(f'the {layout} layout has no room for {", ".join(about)}')
     if layout and Path(path).suffix in ('.pt', '.pth'):
         held = dict(params=state) if layout == 'basicsr' else state
