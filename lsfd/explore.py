@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'SCALE', 'COLOURS', 'LAYERS', 'SIDE', 'GAP', 'TOP', 'FOOT', 'BAR', 'QUICK', 'KEEP', 'SHOW', 'MOVE', 'ROW',
-           'FORMATS', 'UPLOAD', 'PATIENCE', 'Photo', 'open_photo', 'View', 'centred', 'surroundings', 'fit', 'middle',
-           'look', 'overlay', 'lam_figure', 'encode', 'Stale', 'Newest', 'Watched', 'Answer', 'Answers', 'PatchPicker',
-           'Picture', 'index_bars', 'read_upload', 'build_controls', 'build_checks', 'arrange', 'scale_of', 'Board',
-           'StaticTwin', 'Asking', 'LAMExplorer']
+           'FORMATS', 'UPLOAD', 'LIMIT', 'PATIENCE', 'Photo', 'open_photo', 'View', 'centred', 'surroundings', 'fit',
+           'middle', 'look', 'overlay', 'lam_figure', 'encode', 'Stale', 'Newest', 'Watched', 'Answer', 'Answers',
+           'PatchPicker', 'Picture', 'index_bars', 'read_upload', 'PhotoInput', 'build_controls', 'build_checks',
+           'arrange', 'scale_of', 'Board', 'StaticTwin', 'Asking', 'LAMExplorer']
 
 # %% ../nbs/16_explore.ipynb #c002
 import anywidget, base64, html, io, ipywidgets as W, numpy as np, tempfile, threading, time, traitlets as T
@@ -163,7 +163,7 @@ def _legend(axes, fig, layer, view, size, below):
     fig.text(below[0].get_position().x0, .02, words, fontsize=9, color='.3')
 
 # %% ../nbs/16_explore.ipynb #c034
-def encode(figure, format='png', dpi=110):
+def encode(figure, format='png', dpi=140):
     "A figure as the bytes of a PNG or JPEG file."
     file = io.BytesIO()
     figure.savefig(file, dpi=dpi, format=format, pil_kwargs=dict(quality=85) if format == 'jpeg' else {})
@@ -378,27 +378,48 @@ def read_upload(name, content):
         except ImageError as e: raise ImageError(str(e).replace(str(path), name)) from None
 
 # %% ../nbs/16_explore.ipynb #c071
+LIMIT = 9_000_000   # bytes of a file
+
+class PhotoInput(anywidget.AnyWidget):
+    "A button that chooses a file: `count` goes up, and `content` has its bytes unless `size` is over the limit."
+    _esm = """export default { render({model, el}) {
+  const input = Object.assign(document.createElement('input'), {type: 'file', accept: 'image/*'});
+  const button = el.appendChild(Object.assign(document.createElement('button'), {textContent: 'Another photo …', className: 'jupyter-button'}));
+  button.style.cssText = 'width: auto; padding: 0 12px'; button.onclick = () => input.click();
+  input.onchange = async () => {
+    const [file] = input.files; if (!file) return;
+    const fits = file.size <= model.get('limit'), data = fits ? await file.arrayBuffer() : new ArrayBuffer(0);
+    model.set('name', file.name); model.set('size', file.size); model.set('content', new DataView(data));
+    model.set('count', model.get('count') + 1); model.save_changes(); input.value = ''; }; } }"""
+    limit, name, size, content, count = (t.tag(sync=True) for t in (T.Int(LIMIT), T.Unicode(), T.Int(), T.Any(b''), T.Int()))
+
+    def photo(self):
+        "The file as uint8 HWC, or an `ImageError`."
+        if self.size > self.limit: raise ImageError(f'{self.name}: {self.size/1e6:.0f} MB, and {self.limit/1e6:.0f} MB can be sent. Save it as JPEG')
+        return read_upload(self.name, bytes(self.content))   # a browser's bytes arrive as a memoryview
+
+# %% ../nbs/16_explore.ipynb #c074
 def build_controls(view):
     "The widgets that ask: folds, window, context, layer and upload."
     look = dict(style=dict(description_width='4.5em'), layout=W.Layout(width='98%'))
     contexts = [(f'{n} × {n} LR pixels', n) for n in sorted({32, 48, 64, 96, view.context})]
-    layers = dict(options=list(LAYERS), style=dict(description_width='4.5em', button_width='5.5em'), layout=W.Layout(width='98%'))
+    layers = [('Pixels used', 'pixels'), ('Area of contribution', 'area')]
     return SimpleNamespace(
         window=W.IntSlider(view.window, 4, max(64, view.window), description='Window', continuous_update=False, **look),
         folds=W.IntSlider(view.folds, 1, max(100, view.folds), description='Folds', continuous_update=False, **look),
         context=W.Dropdown(options=contexts, value=view.context, description='Context', **look),
-        layer=W.ToggleButtons(description='Show', **layers),
-        upload=W.FileUpload(accept='image/*', description='Another photo', layout=W.Layout(width='auto', align_self='flex-start')))
+        layer=W.ToggleButtons(options=layers, style=dict(button_width='auto'), tooltips=['Show the map', 'Show its density']),
+        upload=PhotoInput())
 
 def build_checks(names): return {name: W.Checkbox(True, description=name, indent=False, layout=W.Layout(width='auto')) for name in names}
 
-# %% ../nbs/16_explore.ipynb #c074
+# %% ../nbs/16_explore.ipynb #c077
 def arrange(left, right):
     "Two columns of widgets that wrap on a narrow page."
     columns = W.VBox(left, layout=W.Layout(flex='1 1 300px', max_width='600px')), W.VBox(right, layout=W.Layout(flex='2 1 480px'))
     return W.HBox(columns, layout=W.Layout(flex_flow='row wrap', grid_gap='8px 24px', width='100%'))
 
-# %% ../nbs/16_explore.ipynb #c077
+# %% ../nbs/16_explore.ipynb #c080
 def scale_of(networks, scale=None):
     "The one scale of some networks; `scale` is that of networks that do not know theirs."
     scales = {name: getattr(net, 'scale', scale) for name, net in networks.items()}
@@ -407,7 +428,7 @@ def scale_of(networks, scale=None):
         raise ValueError(f'networks of one scale are needed, these have {scales}' + f', asked for is {scale}'*(scale is not None))
     return next(iter(scales.values()))
 
-# %% ../nbs/16_explore.ipynb #c080
+# %% ../nbs/16_explore.ipynb #c083
 class Board(W.VBox):
     "A photo with a window on it, controls, and a place for answers."
     def __init__(self, names, photo, view):
@@ -453,7 +474,7 @@ class Board(W.VBox):
         with self.picture.hold_sync(): self.picture.png, self.picture.alt = picture, repr(answer)
         self.say(answer, busy=not answer.final)
 
-# %% ../nbs/16_explore.ipynb #c083
+# %% ../nbs/16_explore.ipynb #c086
 PATIENCE = 10   # seconds
 
 class StaticTwin:
@@ -478,7 +499,7 @@ class StaticTwin:
         jpeg = base64.b64encode(encode(self.answer.figure(self.layer), 'jpeg', dpi=75)).decode()
         return {**widget, 'text/plain': repr(self.answer), 'image/jpeg': jpeg}, {'image/jpeg': {'alt': repr(self.answer)}}
 
-# %% ../nbs/16_explore.ipynb #c087
+# %% ../nbs/16_explore.ipynb #c090
 class Asking(Board):
     "A board whose questions are answered in a thread."
     def __init__(self, networks, photo, view):
@@ -512,7 +533,7 @@ class Asking(Board):
         except Exception as e:
             if wanted(): self.problem = e; self.say(e, wrong=True)
 
-# %% ../nbs/16_explore.ipynb #c090
+# %% ../nbs/16_explore.ipynb #c093
 class LAMExplorer(StaticTwin, Asking):
     "Drag a box over a photo and see which pixels each network used."
     def __init__(self,
@@ -525,12 +546,11 @@ class LAMExplorer(StaticTwin, Asking):
         view = View(*(at or (0, 0)), **settings)
         if not at: view = middle(view, photo)
         super().__init__(networks, photo, view)
-        self.controls.upload.observe(self.receive, 'value')
+        self.controls.upload.observe(self.receive, 'count')
 
     def receive(self, change):
         "A file was uploaded: another photo, or a sentence about what is wrong with it."
-        for upload in change.new:
-            try: photo = open_photo(read_upload(upload['name'], bytes(upload['content'])), self.photo.scale)
-            except ImageError as e: self.say(e, wrong=True)
-            else: self.show_photo(photo, middle(self.view, photo)); self.ask()
-        self.controls.upload.value = ()   # the browser need not keep it, and the same file may come again
+        try: photo = open_photo(self.controls.upload.photo(), self.photo.scale)
+        except ImageError as e: self.say(e, wrong=True)
+        else: self.show_photo(photo, middle(self.view, photo)); self.ask()
+        self.controls.upload.content = b''   # nobody need keep it
