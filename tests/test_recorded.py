@@ -1,0 +1,82 @@
+"""The pages that are made from recorded results: nothing recorded, half of a study, two budgets, seeds that disagree."""
+import json
+from pathlib import Path
+
+import pandas as pd, pytest
+from fastcore.nbio import read_nb
+from nbdev.config import get_config
+
+from lsfd.ablations import STUDIES
+from lsfd.ledger import append
+from lsfd.metrics import Protocol
+
+ROOT = get_config(Path(__file__).parent).config_path
+ROW = dict(model='rcan', role='student', scale=2, method='LSFD', teacher='abcdef012345', profile='demo', steps=200, batch=16, rate=2e-3, precision='bf16',
+           seed=0, data='photos', data_fingerprint='d', benchmark='Set5', benchmark_fingerprint='b', psnr=33., ssim=.9, protocol=Protocol(scale=2).label(),
+           hardware='none', wall_s=1., version='0', time='now')
+
+def page(name, tmp, rows):
+    "What a notebook under paper/ makes of these rows: its text, its table, its variables."
+    for row in rows: append(ROW | row, tmp/'ledger.jsonl')
+    space = {'__name__': '__main__', 'display': lambda *a: None}
+    for cell in read_nb(ROOT/f'nbs/paper/{name}.ipynb').cells:
+        if cell.cell_type != 'code': continue
+        exec(compile(cell.source, name, 'exec'), space)
+        if 'parameters' in cell.metadata.get('tags', []): space.update(ledger=str(tmp/'ledger.jsonl'), out=str(tmp/'out'))
+    assert (tmp/'out'/f'{name}.png').stat().st_size > 1000
+    return (tmp/'out'/f'{name}.md').read_text(), pd.read_csv(tmp/'out'/f'{name}.csv'), space
+
+def study(name, gains, **more): return [dict(method=f'{name}: {v}', psnr=33 + g) | more for v, g in gains.items()]
+
+def test_nothing_recorded(tmp_path):
+    text, table, _ = page('ablations', tmp_path, [])
+    assert text.count('not measured: `papermill nbs/compare.ipynb') == len(STUDIES) and table.empty
+    text, table, _ = page('tables', tmp_path, [])
+    assert len(table) == 240 and '23.547 (← 33.547?)' in text and '33.276 (← 32.276?)' in text
+
+def test_one_seed_claims_nothing(tmp_path):
+    text, table, _ = page('ablations', tmp_path, study('map', {'literal': 0, 'detached': .02, 'no map (LFD)': -.01}))
+    assert 'detached +0.020 dB' in text and 'one seed: luck is not excluded); that is no reason to change it' in text
+    assert '200 steps, 16 patches a step, rate 0.002, bf16, trained on photos, teacher abcdef012345, tested on Set5, seed 0' in text
+    assert table.set_index('variant').gain.round(3).to_dict() == {'no map (LFD)': -.01, 'literal': 0, 'detached': .02}
+
+def test_seeds_agree_or_do_not(tmp_path):
+    rows = [r for s, (a, b) in enumerate([(.02, .01), (.03, -.01)]) for r in study('map', {'literal': 0, 'detached': a, 'no map (LFD)': b}, seed=s)]
+    rows += study('map', {'literal': 5.}, seed=2)                                     # nothing to compare with at this seed
+    text, *_ = page('ablations', tmp_path, rows)
+    assert 'detached +0.025 dB (+0.020 to +0.030, in all seeds)' in text and 'no map (LFD) +0.000 dB (-0.010 to +0.010, the seeds disagree)' in text
+    assert 'detached is 0.025 dB ahead of the default (2 seeds), in every seed.' in text
+
+@pytest.mark.parametrize('other', [dict(steps=400), dict(batch=8), dict(precision='fp32'), dict(data_fingerprint='other'), dict(teacher='other'), dict(benchmark='Set14', benchmark_fingerprint='c')])
+def test_budgets_are_not_mixed(other, tmp_path):
+    rows = study('taps', {'tap 1': .01, 'tap 2': .02, 'all three': 0}) + study('taps', {'tap 3': 9.}, **other)
+    text, table, _ = page('ablations', tmp_path, rows)
+    assert sorted(table.variant) == ['all three', 'tap 1', 'tap 2'] and 'Not measured: tap 3 (`papermill' in text
+
+def test_a_baseline_without_teacher_belongs_to_its_study(tmp_path):
+    _, table, _ = page('ablations', tmp_path, study('sr', {'HR alone': -.1}, teacher='') + study('sr', {'HR and T, LSFD': 0}))
+    assert sorted(table.variant) == ['HR alone', 'HR and T, LSFD']
+
+def test_older_rows_have_their_rate_in_a_note(tmp_path):
+    old = dict(rate=None, precision='', batch=None, note='rate 0.002, bf16, in a group of 3')
+    text, *_ = page('ablations', tmp_path, study('map', {'literal': 0, 'detached': .02}, **old))
+    assert 'batch not noted, rate 0.002, bf16' in text
+
+def test_without_the_default_nothing_is_compared(tmp_path):
+    text, table, _ = page('ablations', tmp_path, study('alpha2', {'α2 = 1': .1, 'α2 = 100': .2}))
+    assert table.empty and '-p study alpha2' in text
+
+def test_tables_keep_budgets_apart(tmp_path):
+    rows = [dict(method=m, benchmark=b, benchmark_fingerprint=b, psnr=x, teacher='' if m == 'Student' else ROW['teacher'])
+            for b in ('Set5', 'Urban100') for m, x in dict(Student=33., LSFD=33.1, FAKD=32.9, Logits=33.).items()]
+    rows += [dict(steps=9999, psnr=39.), dict(benchmark='photos'), dict(protocol='RGB')]
+    text, table, space = page('tables', tmp_path, rows)
+    assert 'over Student on Set5, Urban100, dB: FAKD -0.100, LSFD +0.100, Logits +0.000; one seed, so luck is not excluded' in text
+    assert len(space['groups']) == 2 and '| LSFD | 33.100 | 38.189 | not measured |' in text
+    ours = table[table.ours.notna()]
+    assert set(ours.steps) == {200, 9999} and set(ours.benchmark) == {'Set5', 'Urban100'}
+    assert len(table[table.ours.isna()]) == 240 - 8                                     # FAKD counts twice: with and without the star
+
+def test_what_is_recorded_here_can_be_shown(tmp_path):
+    rows = [json.loads(line) for line in (ROOT/'data/ledger.jsonl').read_text().splitlines()]
+    for name in ('ablations', 'tables'): page(name, tmp_path, rows)
