@@ -7,10 +7,10 @@ __all__ = ['LARGEST', 'SCALE', 'COLOURS', 'LAYERS', 'SIDE', 'GAP', 'TOP', 'FOOT'
            'FORMATS', 'UPLOAD', 'LIMIT', 'PATIENCE', 'Photo', 'open_photo', 'View', 'centred', 'surroundings', 'fit',
            'middle', 'look', 'overlay', 'lam_figure', 'encode', 'Stale', 'Newest', 'Watched', 'Answer', 'Answers',
            'PatchPicker', 'Picture', 'index_bars', 'read_upload', 'PhotoInput', 'build_controls', 'build_checks',
-           'arrange', 'scale_of', 'Board', 'StaticTwin', 'Asking', 'LAMExplorer']
+           'arrange', 'scale_of', 'Board', 'watched', 'StaticTwin', 'Asking', 'LAMExplorer']
 
 # %% ../nbs/16_explore.ipynb #c002
-import anywidget, base64, html, io, ipywidgets as W, numpy as np, tempfile, threading, time, traitlets as T
+import anywidget, base64, html, io, ipywidgets as W, numpy as np, os, tempfile, threading, time, traitlets as T
 from dataclasses import dataclass, replace
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -221,7 +221,7 @@ class Answer:
 
     def __str__(self):
         v, look = self.view, 'folds' if self.final else 'folds, a quick look'
-        return f'Window {v.window}×{v.window} at row {v.y}, column {v.x}. {v.folds} {look}, {self.seconds:.1f} s'
+        return f'Window {v.window}×{v.window} at row {v.y}, column {v.x}. {v.folds} {look}' + f', {self.seconds:.1f} s'*(self.seconds >= .05)
 
     def __repr__(self):
         "What a reader who cannot see the picture is told."
@@ -475,7 +475,9 @@ class Board(W.VBox):
         self.say(answer, busy=not answer.final)
 
 # %% ../nbs/16_explore.ipynb #c086
-PATIENCE = 10   # seconds
+PATIENCE = 20   # seconds
+
+def watched(env=os.environ): return 'JPY_SESSION_NAME' in env or 'voila' in env.get('SERVER_SOFTWARE', '')
 
 class StaticTwin:
     "The latest answer of something that has `newest`, `answer`, `problem` and `layer`, as a figure, a file and an output."
@@ -493,8 +495,8 @@ class StaticTwin:
         return write_atomically(path, lambda part: part.write_bytes(encode(self.figure(), form, dpi=150)))
 
     def _repr_mimebundle_(self, **kw):
-        widget, start = super()._repr_mimebundle_(**kw), time.time()
-        while self.newest.busy and (not self.answer or time.time() < start + PATIENCE): self.newest.wait(.1)
+        widget, until = super()._repr_mimebundle_(**kw), time.time() + (0 if watched() else PATIENCE)
+        while self.newest.busy and (not self.answer or time.time() < until): self.newest.wait(.1)
         if not self.answer: return widget
         jpeg = base64.b64encode(encode(self.answer.figure(self.layer), 'jpeg', dpi=75)).decode()
         return {**widget, 'text/plain': repr(self.answer), 'image/jpeg': jpeg}, {'image/jpeg': {'alt': repr(self.answer)}}

@@ -89,7 +89,7 @@ def wait_for(url, process, seconds=120):
 def status(page): return page.locator('.lsfd-status')
 def settled(page, text=''):
     "Wait for the final answer."
-    expect(status(page)).to_have_text(re.compile(text + r'.* \d+ folds, [\d.]+ s$'))
+    expect(status(page)).to_have_text(re.compile(text + r'.* \d+ folds(, [\d.]+ s)?$'))
     expect(page.locator('.lsfd-busy')).to_have_count(0)
 
 def seen(page):
