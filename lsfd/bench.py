@@ -41,7 +41,7 @@ def ratios(frame, base):
     return pd.DataFrame(dict(seconds=frame.median(), times=times.median(), low=times.min(), high=times.max()))
 
 # %% ../nbs/13d_bench.ipynb #c011
-def best(f, device, tries=5):
+def best(f, device, tries=15):
     "The fewest seconds of a few calls."
     f(); seconds = []
     for _ in range(tries): start = clock(device); f(); seconds.append(clock(device) - start)
