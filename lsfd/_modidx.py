@@ -93,7 +93,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lsfd.distill.Group.members': ('distill.html#group.members', 'lsfd/distill.py'),
                               'lsfd.distill.Seen': ('distill.html#seen', 'lsfd/distill.py'),
                               'lsfd.distill.at_term': ('distill.html#at_term', 'lsfd/distill.py'),
+                              'lsfd.distill.check_loss': ('distill.html#check_loss', 'lsfd/distill.py'),
                               'lsfd.distill.check_pair': ('distill.html#check_pair', 'lsfd/distill.py'),
+                              'lsfd.distill.check_terms': ('distill.html#check_terms', 'lsfd/distill.py'),
                               'lsfd.distill.check_weights': ('distill.html#check_weights', 'lsfd/distill.py'),
                               'lsfd.distill.dry_run': ('distill.html#dry_run', 'lsfd/distill.py'),
                               'lsfd.distill.dry_runs': ('distill.html#dry_runs', 'lsfd/distill.py'),
@@ -493,6 +495,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lsfd.train.set_rng': ('train.html#set_rng', 'lsfd/train.py'),
                             'lsfd.train.share': ('train.html#share', 'lsfd/train.py'),
                             'lsfd.train.shares': ('train.html#shares', 'lsfd/train.py'),
+                            'lsfd.train.unnoticed': ('train.html#unnoticed', 'lsfd/train.py'),
                             'lsfd.train.update': ('train.html#update', 'lsfd/train.py'),
                             'lsfd.train.world': ('train.html#world', 'lsfd/train.py'),
                             'lsfd.train.write_log': ('train.html#write_log', 'lsfd/train.py')}}}

@@ -67,9 +67,11 @@ def launch(p):
         finally: job.terminate()   # nothing, if it has ended
         if job.wait() == 0: return
         errors.seek(0)
-        said = re.findall(r'(?m)^(?:\[rank\d+\]: *)?[\w.]*(?:Error|Exception): (.*)', errors.read())
+        said = re.findall(r'(?m)^(?:\[rank\d+\]: *)?[\w.]*(?:Error|Exception): (.+)', errors.read())
     raise RunError(f'{p.processes} processes ended early: {said[0] if said else f"exit status {job.returncode}"}. '
                    'What was saved is good: the same call goes on from there')
 
 # %% ../nbs/13b_launch.ipynb #c017
-if __name__ == '__main__' and '__file__' in globals(): main()   # python -m lsfd.launch
+if __name__ == '__main__' and '__file__' in globals():   # python -m lsfd.launch
+    try: main()
+    except (ParameterError, RunError) as e: sys.exit(f'{type(e).__name__}: {e}')

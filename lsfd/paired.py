@@ -7,27 +7,38 @@ __all__ = ['differences', 'interval', 'paired', 'forest']
 
 # %% ../nbs/13c_paired.ipynb #c002
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from scipy import stats
 from .plots import DPI, PALETTE, WIDTH
 
 # %% ../nbs/13c_paired.ipynb #c008
 def differences(scores, base):
     "PSNR minus that of the method `base` on the same image and seed, in dB: a column per method."
-    wide = scores.pivot(index=['benchmark', 'image', 'seed'], columns='method', values='psnr')
+    at = ['benchmark', 'image', 'seed']
+    if scores.duplicated([*at, 'method']).any(): raise ValueError('a method has two scores for one image and seed: keep one')
+    wide = scores.pivot(index=at, columns='method', values='psnr')
     if base not in wide: raise ValueError(f'no method {base!r} among {", ".join(wide)}')
-    if wide.isna().any(axis=None): raise ValueError('every method needs the same images and seeds: some are missing')
+    full = all(len(part) == part.index.unique('image').size*part.index.unique('seed').size for _, part in wide.groupby('benchmark'))
+    if not full or not np.isfinite(wide).all(axis=None):
+        raise ValueError('every method needs a finite score for the same images and seeds: some are missing')
     return wide.sub(wide[base], axis=0)[list(dict.fromkeys(scores.method))]
 
 # %% ../nbs/13c_paired.ipynb #c011
 def interval(
-    gains,          # a Series with levels `image` and `seed` in its index
-    draws=2000, level=.95):
-    "`(mean, low, high)` of the differences, over images and seeds drawn again with replacement."
-    grid, rng = gains.unstack('seed').to_numpy(), np.random.default_rng(0)
-    i, s = (rng.integers(0, n, (draws, n)) for n in grid.shape)
-    means = grid[i[:, :, None], s[:, None, :]].mean((1, 2))
-    return (grid.mean(), *np.quantile(means, [(1 - level)/2, (1 + level)/2]))
+    gains,        # a Series with levels `image` and `seed` in its index, every pair once
+    level=.95):
+    "`(mean, low, high)` of the differences, for other images and other seeds; with one seed, for other images only."
+    x = gains.unstack('seed').to_numpy()
+    (n, k), mean = x.shape, x.mean()
+    by_image, by_seed = x.mean(1) - mean, x.mean(0) - mean
+    rest = x - mean - by_image[:, None] - by_seed
+    freedom = np.maximum([n - 1, k - 1, (n - 1)*(k - 1)], 1)
+    image, seed, noise = np.array([k*(by_image**2).sum(), n*(by_seed**2).sum(), (rest**2).sum()])/freedom/(n*k)
+    variance = max(image + seed - noise, noise, 1e-30)
+    df = max(1, variance**2/max(image**2/freedom[0] + seed**2/freedom[1], 1e-60))
+    half = stats.t.ppf((1 + level)/2, df)*variance**.5
+    return mean, mean - half, mean + half
 
-# %% ../nbs/13c_paired.ipynb #c016
+# %% ../nbs/13c_paired.ipynb #c018
 def paired(scores, base):
     "Per benchmark and method: `mean`, `low` and `high` of the difference to `base` in dB, `images`, `seeds`."
     rows = []
@@ -36,9 +47,10 @@ def paired(scores, base):
         rows += [(benchmark, m, *interval(part[m]), *n) for m in part if m != base]
     return pd.DataFrame(rows, columns='benchmark method mean low high images seeds'.split())
 
-# %% ../nbs/13c_paired.ipynb #c018
+# %% ../nbs/13c_paired.ipynb #c020
 def forest(table, base):
     "The differences of `paired` with their intervals, a panel per benchmark; a matplotlib Figure."
+    if not len(table): raise ValueError('no differences to show: give two methods or more')
     names, sets = list(dict.fromkeys(table.method))[::-1], list(dict.fromkeys(table.benchmark))
     fig, axes = plt.subplots(1, len(sets), figsize=(WIDTH, .8 + .28*len(names)), dpi=DPI,
                              sharey=True, squeeze=False, layout='constrained')
@@ -47,6 +59,6 @@ def forest(table, base):
         ax.errorbar(rows['mean'], names, xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
         ax.axvline(0, color='grey', lw=1); ax.grid(axis='x', alpha=.25)
         n, k = rows.images.iloc[0], rows.seeds.iloc[0]
-        ax.set(title=f'{name}: {n} images, {k} seed{"" if k == 1 else "s"}', xlabel=f'dB over {base}')
+        ax.set(title=f'{name}: {n} images, ' + (f'{k} seeds' if k > 1 else 'one seed: luck not included'), xlabel=f'dB over {base}')
     plt.close(fig)
     return fig

@@ -176,17 +176,20 @@ def rows(p):
     if unknown := [m for m in names(p.methods) if m not in METHODS]:
         raise ParameterError(f'methods: no {", ".join(unknown)}; there are {", ".join(METHODS)}')
     if not names(p.methods): raise ParameterError(f'methods is empty: name some of {", ".join(METHODS)}')
+    if len({*names(p.methods)}) < len(names(p.methods)): raise ParameterError(f'methods={p.methods!r} names one twice')
     return {m: METHODS[m] for m in names(p.methods)}
 
 def seeds(p):
     "The seeds of a comparison, as numbers."
-    if not all(s.isdigit() for s in names(str(p.seeds))) or not names(str(p.seeds)):
-        raise ParameterError(f'seeds={p.seeds!r}: give whole numbers joined by commas, as 0,1,2')
-    return [int(s) for s in names(str(p.seeds))]
+    given = names(str(p.seeds))
+    if not given or not all(s.isdecimal() and int(s) < 2**32 for s in given) or len({*map(int, given)}) < len(given):
+        raise ParameterError(f'seeds={p.seeds!r}: give different whole numbers below 2**32 joined by commas, as 0,1,2')
+    return [int(s) for s in given]
 
 def build_group(p, seed):
     "What `fit` takes, for the parameters of `compare` and one seed: group, pairs and recipe."
-    one = SimpleNamespace(**vars(p) | dict(seed=seed, role='student', init='random', method='LSFD'))
+    alone = all(kw.get('alone') for kw in rows(p).values())   # then no teacher is needed
+    one = SimpleNamespace(**vars(p) | dict(seed=seed, role='student', init='random', method='Student' if alone else 'LSFD'))
     recipe, where, teacher = find_recipe(p), find_device(p), find_teacher(one)
     members = {label: Distill(network(one, 'student'), teacher, **kw) for label, kw in rows(p).items()}
     return Group(members).to(where), patches(p, seed), recipe

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FALL', 'PROFILES', 'Recipe', 'Log', 'read_logs', 'append_log', 'write_log', 'world', 'average', 'RunError',
            'Progress', 'fingerprint', 'named', 'method_of', 'identity', 'get_rng', 'set_rng', 'save_run', 'read_run',
-           'load_run', 'cut_log', 'lock_folder', 'open_run', 'forward', 'update', 'shares', 'prepare', 'share',
-           'check_run', 'fit', 'seconds_per_step']
+           'load_run', 'cut_log', 'lock_folder', 'open_run', 'forward', 'update', 'shares', 'unnoticed', 'prepare',
+           'share', 'check_run', 'fit', 'seconds_per_step']
 
 # %% ../nbs/12_train.ipynb #c002
 import hashlib, json, math, time, torch
@@ -78,8 +78,9 @@ class Log(dict):
 
 # %% ../nbs/12_train.ipynb #c016
 def read_logs(folder):
-    "The rows of a run's `log.jsonl`, as Logs; a last line torn by a crash is left out."
-    lines = (Path(folder)/'log.jsonl').read_text().splitlines(keepends=True)
+    "The rows of a run's `log.jsonl`, as Logs, none without it; a last line torn by a crash is left out."
+    path = Path(folder)/'log.jsonl'
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [Log(json.loads(line)) for line in lines if line.endswith('\n')]
 
 def append_log(folder, row):
@@ -146,14 +147,16 @@ def fingerprint(net):
 # %% ../nbs/12_train.ipynb #c031
 def named(f):
     "The name of a term's function, and the arguments that a `partial` fixed."
-    fixed = getattr(f, 'keywords', {})
+    plain = lambda v: named(v) if callable(v) else v
+    given = [plain(v) for v in getattr(f, 'args', ())], {k: plain(v) for k, v in getattr(f, 'keywords', {}).items()}
     f = getattr(f, 'func', f)
-    return getattr(f, '__qualname__', type(f).__name__) + (str(fixed) if fixed else '')
+    return getattr(f, '__qualname__', type(f).__name__) + ''.join(str(v) for v in given if v)
 
 # %% ../nbs/12_train.ipynb #c033
 def method_of(objective):
     "What defines an objective: terms, taps, sizes, regressors, teacher; of a group, those of every member."
-    if isinstance(objective, Group): return {name: method_of(d) for name, d in objective.members.items()}
+    if isinstance(objective, Group):   # in their order, which is that of Adam's averages
+        return dict(members=objective.names) | {f'member {name}': method_of(d) for name, d in objective.members.items()}
     taps = [list(at) if at is not None else None for at in (objective.at, objective.at_teacher)]
     return dict(terms={k: named(f) for k, f in objective.terms.items()}, taps=taps,
                 student=getattr(objective.student, 'spec', type(objective.student).__name__),
@@ -194,8 +197,9 @@ def read_run(path, ident):
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise RunError(f'{path} cannot be read ({type(e).__name__}): delete it to start over') from None
+    if not isinstance(state, dict) or 'ident' not in state: raise RunError(f'{path} is no state of a run: delete it to start over')
     was = state['ident']
-    other = [f'{k} was {was.get(k)}, now {ident[k]}' for k in ident if was.get(k) != ident[k]]
+    other = [f'{k} was {was.get(k)}, now {ident.get(k)}' for k in was | ident if was.get(k) != ident.get(k)]
     if other: raise RunError(f'{path.parent} holds another run: {"; ".join(other)}. '
                              'Choose another out, or delete that folder')
     return state
@@ -255,14 +259,27 @@ def update(optimiser, losses):
 def shares(objective, losses):
     "`{'NAME share': …}`: each term's part of the sum of gradient norms on its student, or a RunError that names a term without."
     norms = gradient_norms(objective, losses)
-    if bad := {k: g for k, g in norms.items() if not 0 < g < math.inf}:
-        raise RunError('does not move the student: ' + ', '.join(f'{k}, whose gradient is {g}' for k, g in bad.items())
-                       + '. Check that the term depends on the student and that nothing is detached')
+    if bad := [k for k, g in norms.items() if g == 0]:
+        raise RunError(f'{", ".join(bad)} does not move the student, the gradient is 0: '
+                       'check that the term depends on the student and that nothing is detached')
+    if bad := [f'{k} is {g}' for k, g in norms.items() if not g < math.inf]:
+        raise RunError(f'the gradient of {", ".join(bad)}: lower the rate, or look for a division by zero')
     member = lambda k: k.rpartition('/')[0]
     sums = {m: sum(g for k, g in norms.items() if member(k) == m) for m in map(member, norms)}
     return {f'{k} share': g/sums[member(k)] for k, g in norms.items()}
 
 # %% ../nbs/12_train.ipynb #c063
+@contextmanager
+def unnoticed(objective):
+    "What runs inside leaves no trace in buffers and random states."
+    where = trainable(objective)[0].device
+    kept, states = [(b, b.clone()) for m in objective.learners().values() if isinstance(m, torch.nn.Module) for b in m.buffers()], get_rng(where)
+    try: yield
+    finally:
+        for b, was in kept: b.copy_(was)
+        set_rng(where, states)
+
+# %% ../nbs/12_train.ipynb #c066
 def prepare(objective, recipe):
     "What to call for the losses, and the optimiser: compiled and distributed as the recipe and `torchrun` say."
     ps = trainable(objective)
@@ -270,10 +287,11 @@ def prepare(objective, recipe):
     if recipe.compile:
         step = torch.compile(step, fullgraph=True, dynamic=False,
                              mode='reduce-overhead' if where.type == 'cuda' else 'default')
-    if world()[1] > 1: step = DistributedDataParallel(step, [where] if where.type == 'cuda' else None)
+    if world()[1] > 1:
+        step = DistributedDataParallel(step, [where] if where.type == 'cuda' else None, find_unused_parameters=True)
     return step, torch.optim.Adam(ps, recipe.rate, recipe.betas, fused=where.type in ('cpu', 'cuda'))
 
-# %% ../nbs/12_train.ipynb #c068
+# %% ../nbs/12_train.ipynb #c071
 def share(pairs, step, rank=0, ranks=1):
     "A rank's part of the batch of a step."
     return pairs.batch(step) if ranks == 1 else pairs.crops(pairs.draw(step)[rank::ranks])
@@ -288,7 +306,7 @@ def check_run(objective, pairs, recipe, ranks=1):
     if pairs.n % ranks:
         raise RunError(f'a batch of {pairs.n} cannot be shared by {ranks} processes: choose a divisor')
 
-# %% ../nbs/12_train.ipynb #c072
+# %% ../nbs/12_train.ipynb #c075
 def fit(
     objective,     # a `Distill` or a `Group` of them, on the device to train on
     pairs,         # a `PatchPairs` on the same device
@@ -308,12 +326,13 @@ def fit(
             for g in optimiser.param_groups: g['lr'] = recipe.rate_at(at.step)
             batch = share(pairs, at.step, rank, ranks)
             if at.step & (at.step - 1) == 0:   # 0, 1, 2, 4, 8, …
-                at.shares = shares(objective, forward(objective, batch, recipe.precision))
+                with unnoticed(objective): at.shares = shares(objective, forward(objective, batch, recipe.precision))
             if recipe.compile: torch.compiler.cudagraph_mark_step_begin()
             at.add(update(optimiser, forward(step, batch, recipe.precision)))
             at.seconds = time.perf_counter() - start
             due = lambda every: at.step % every == 0 or at.step == recipe.steps
             log_due, save_due = due(recipe.log_every), due(recipe.save_every)
+            if save_due: at.sums = average(at.sums)        # what all ranks will read again
             if log_due or save_due: row = at.log(recipe)   # stops here if a loss is not finite
             if log_due: at = Progress(at.step, shares=at.shares, seconds=at.seconds)
             if log_due and writes: append_log(folder, row)
@@ -321,13 +340,13 @@ def fit(
             if log_due: yield row
     objective.eval()
 
-# %% ../nbs/12_train.ipynb #c079
+# %% ../nbs/12_train.ipynb #c082
 def seconds_per_step(objective, pairs, recipe, steps=2):
-    "Seconds of forward and backward for one batch, the best of `steps` after one that is not counted; changes no weight."
+    "Seconds of forward and backward for one batch, the best of `steps` after one that is not counted; changes nothing."
     where, best = trainable(objective)[0].device, math.inf
     for i in range(1 + steps):
         batch, start = pairs.batch(i), time.perf_counter()
-        forward(objective, batch, recipe.precision)['total'].backward()
+        with unnoticed(objective): forward(objective, batch, recipe.precision)['total'].backward()
         for p in trainable(objective): p.grad = None
         if where.type == 'cuda': torch.cuda.synchronize(where)
         if i: best = min(best, time.perf_counter() - start)

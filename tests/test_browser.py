@@ -126,7 +126,7 @@ def start_lab(page, serve):
 def test_lab(serve, page):
     start_lab(page, serve)
     picture, indices = seen(page)
-    assert set(indices) == {'RCAN student', 'RCAN teacher', 'EDSR teacher'} and all(0 < n < 100 for n in indices.values())
+    assert set(indices) == {'Student', 'LSFD', 'Teacher'} and all(0 < n < 100 for n in indices.values())
 
     drag(page, (.15, .1), (.28, .2))                # a new box
     expect(page.locator('.lsfd-picture img')).not_to_have_attribute('src', picture)
@@ -134,7 +134,7 @@ def test_lab(serve, page):
     moved, others = seen(page)
     assert moved != picture and others != indices
     alt = page.locator('.lsfd-picture img').get_attribute('alt')
-    assert f'RCAN student {others["RCAN student"]:.1f}' in alt
+    assert f'LSFD {others["LSFD"]:.1f}' in alt
     page.screenshot(path=KEPT/'lab_dragged.png')
 
     drag(page, (.2, .15), (.2, .25))                # from within: it moves

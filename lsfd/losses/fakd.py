@@ -8,6 +8,7 @@ __all__ = ['directions', 'affinity', 'free_bytes', 'check_memory', 'Apart', 'fak
 # %% ../../nbs/10d_losses.fakd.ipynb #c002
 import re, torch
 from pathlib import Path
+from torch.autograd.function import once_differentiable
 from ..layers import fp32, without_autocast
 
 # %% ../../nbs/10d_losses.fakd.ipynb #c004
@@ -55,6 +56,7 @@ class Apart(torch.autograd.Function):
         return torch.stack(total).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g): return None, g*ctx.saved_tensors[0], None
 
 # %% ../../nbs/10d_losses.fakd.ipynb #c023

@@ -7,11 +7,12 @@ __all__ = ['unit', 'difference', 'lfd_loss', 'fitnet_loss']
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c002
 import torch
+from ..layers import fp32
 
 # %% ../../nbs/10b_losses.lfd.ipynb #c004
 def unit(f, dims=(1, 2, 3)):
-    "(B,C,H,W) divided by its L2 norm over `dims`, in fp32; the default takes each sample as one vector."
-    f = f.float()
+    "(B,C,H,W) divided by its L2 norm over `dims`, in fp32 at least; the default takes each sample as one vector."
+    f = fp32(f)
     return f/torch.linalg.vector_norm(f, dim=dims, keepdim=True).clamp_min(1e-12)
 
 def difference(f_t, f_r, dims=(1, 2, 3)):

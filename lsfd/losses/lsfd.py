@@ -30,7 +30,7 @@ def lsfd_loss(
     dims=(1, 2, 3)): # what the norms of Eq. 2 run over
     "Eq. 4 for one pair of feature maps: α2 · mean|SFD ⊗ D|."
     d = difference(f_t, f_r, dims)
-    if att.shape[-2:] != d.shape[-2:]:
-        sizes = f'the attention map is {tuple(att.shape[-2:])}, the features are {tuple(d.shape[-2:])}'
-        raise ValueError(f"{sizes}: pool the images by the networks' scale")
+    if att.shape != (d.shape[0], 1, *d.shape[2:]):
+        sizes = f'the attention map is {tuple(att.shape)}, the features are {tuple(d.shape)}'
+        raise ValueError(f"{sizes}: take `sfd_map` of the same images, pooled by the networks' scale")
     return alpha*(att*d).abs().mean()

@@ -14,4 +14,7 @@ def sr_loss(
     sr_t,   # the teacher's
     hr):    # the originals
     "Eq. 1: ½·mean|S−T| + ½·mean|S−HR|, in grey levels."
+    if not sr_s.shape == sr_t.shape == hr.shape:
+        shapes = ', '.join(str(tuple(x.shape)) for x in (sr_s, sr_t, hr))
+        raise ValueError(f'student, teacher and original must have one shape: {shapes}')
     return (F.l1_loss(sr_s, sr_t) + F.l1_loss(sr_s, hr))/2
