@@ -221,6 +221,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lsfd.explore.middle': ('explore.html#middle', 'lsfd/explore.py'),
                               'lsfd.explore.open_photo': ('explore.html#open_photo', 'lsfd/explore.py'),
                               'lsfd.explore.overlay': ('explore.html#overlay', 'lsfd/explore.py'),
+                              'lsfd.explore.private': ('explore.html#private', 'lsfd/explore.py'),
                               'lsfd.explore.read_upload': ('explore.html#read_upload', 'lsfd/explore.py'),
                               'lsfd.explore.scale_of': ('explore.html#scale_of', 'lsfd/explore.py'),
                               'lsfd.explore.surroundings': ('explore.html#surroundings', 'lsfd/explore.py'),

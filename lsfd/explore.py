@@ -7,10 +7,10 @@ __all__ = ['LARGEST', 'SCALE', 'COLOURS', 'LAYERS', 'SIDE', 'GAP', 'TOP', 'FOOT'
            'FORMATS', 'UPLOAD', 'LIMIT', 'PATIENCE', 'Photo', 'open_photo', 'View', 'centred', 'surroundings', 'fit',
            'middle', 'look', 'overlay', 'lam_figure', 'encode', 'Stale', 'Newest', 'Watched', 'Answer', 'Answers',
            'PatchPicker', 'Picture', 'index_bars', 'read_upload', 'PhotoInput', 'build_controls', 'build_checks',
-           'arrange', 'scale_of', 'Board', 'watched', 'StaticTwin', 'Asking', 'LAMExplorer']
+           'arrange', 'private', 'scale_of', 'Board', 'watched', 'StaticTwin', 'Asking', 'LAMExplorer']
 
 # %% ../nbs/16_explore.ipynb #c002
-import anywidget, base64, html, io, ipywidgets as W, numpy as np, os, tempfile, threading, time, traitlets as T
+import anywidget, base64, copy, html, io, ipywidgets as W, numpy as np, os, tempfile, threading, time, traitlets as T
 from dataclasses import dataclass, replace
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -420,6 +420,10 @@ def arrange(left, right):
     return W.HBox(columns, layout=W.Layout(flex_flow='row wrap', grid_gap='8px 24px', width='100%'))
 
 # %% ../nbs/16_explore.ipynb #c080
+def private(net):
+    "A copy in evaluation mode, for another thread to work with; a callable that is no network stays itself."
+    return copy.deepcopy(net).eval().requires_grad_(False) if isinstance(net, nn.Module) else net
+
 def scale_of(networks, scale=None):
     "The one scale of some networks; `scale` is that of networks that do not know theirs."
     scales = {name: getattr(net, 'scale', scale) for name, net in networks.items()}
@@ -545,6 +549,7 @@ class LAMExplorer(StaticTwin, Asking):
         at=None,        # (y, x), top-left of the first window; None: in the middle
         **settings):    # of the first `View`: window, folds, context
         photo = open_photo(image, scale_of(networks, scale))
+        networks = {name: private(net) for name, net in networks.items()}
         view = View(*(at or (0, 0)), **settings)
         if not at: view = middle(view, photo)
         super().__init__(networks, photo, view)

@@ -78,5 +78,5 @@ def in_words(found, psnr=None):
     "What the panel shows, as one sentence for readers who do not see it."
     y, x, h, w = next(iter(found.values())).box
     H, W = next(iter(found.values())).sr.shape[:2]
-    each = '; '.join(', '.join(score_lines(name, f, psnr)).replace('DI', 'diffusion index') for name, f in found.items())
+    each = '; '.join(', '.join([*score_lines(name, f, psnr)[:-1], f'diffusion index {f.diffusion_index:.2f}']) for name, f in found.items())
     return f'Local attribution maps of a window of {h} by {w} pixels at row {y}, column {x} of an image of {H} by {W}. {each}.'
