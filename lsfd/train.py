@@ -256,24 +256,24 @@ def update(optimiser, losses):
     return {k: v.detach() for k, v in losses.items()}
 
 # %% ../nbs/12_train.ipynb #c059
-def shares(objective, losses):
-    "`{'NAME share': …}`: each term's part of the sum of gradient norms on its student, or a RunError that names a term without."
+def shares(objective, losses, first=True):
+    "`{'NAME share': …}`: each term's part of the sum of gradient norms on its student; a RunError names a term without, at first."
     norms = gradient_norms(objective, losses)
-    if bad := [k for k, g in norms.items() if g == 0]:
+    if bad := [k for k, g in norms.items() if first and g == 0]:
         raise RunError(f'{", ".join(bad)} does not move the student, the gradient is 0: '
                        'check that the term depends on the student and that nothing is detached')
     if bad := [f'{k} is {g}' for k, g in norms.items() if not g < math.inf]:
         raise RunError(f'the gradient of {", ".join(bad)}: lower the rate, or look for a division by zero')
     member = lambda k: k.rpartition('/')[0]
     sums = {m: sum(g for k, g in norms.items() if member(k) == m) for m in map(member, norms)}
-    return {f'{k} share': g/sums[member(k)] for k, g in norms.items()}
+    return {f'{k} share': g/(sums[member(k)] or 1) for k, g in norms.items()}
 
 # %% ../nbs/12_train.ipynb #c063
 @contextmanager
 def unnoticed(objective):
     "What runs inside leaves no trace in buffers and random states."
     where = trainable(objective)[0].device
-    kept, states = [(b, b.clone()) for m in objective.learners().values() if isinstance(m, torch.nn.Module) for b in m.buffers()], get_rng(where)
+    kept, states = [(b, b.clone()) for m in objective.learners().values() for b in m.buffers()], get_rng(where)
     try: yield
     finally:
         for b, was in kept: b.copy_(was)
@@ -298,7 +298,7 @@ def share(pairs, step, rank=0, ranks=1):
 
 def check_run(objective, pairs, recipe, ranks=1):
     "Complain unless the patches suit the networks and the number of ranks, and taps a compiled step."
-    if objective.scale not in (None, pairs.scale):
+    if objective.scale != pairs.scale:
         raise RunError(f'the networks enlarge ×{objective.scale}, the patches are ×{pairs.scale}: use one scale')
     if recipe.compile and any(d.at for d in getattr(objective, 'objectives', [objective])):
         raise RunError('taps by name are hooks, which no compiled step can set: train without compile, '
@@ -326,7 +326,8 @@ def fit(
             for g in optimiser.param_groups: g['lr'] = recipe.rate_at(at.step)
             batch = share(pairs, at.step, rank, ranks)
             if at.step & (at.step - 1) == 0:   # 0, 1, 2, 4, 8, …
-                with unnoticed(objective): at.shares = shares(objective, forward(objective, batch, recipe.precision))
+                with unnoticed(objective):
+                    at.shares = shares(objective, forward(objective, batch, recipe.precision), first=at.step == 0)
             if recipe.compile: torch.compiler.cudagraph_mark_step_begin()
             at.add(update(optimiser, forward(step, batch, recipe.precision)))
             at.seconds = time.perf_counter() - start
