@@ -7,7 +7,7 @@ import pytest, torch
 from nbdev.config import get_config
 
 from lsfd.distill import trainable
-from lsfd.launch import command, surroundings
+from lsfd.launch import command, environment
 from lsfd.runs import TRAIN, build, check_parameters, defaults
 from lsfd.train import fit, forward, read_logs
 
@@ -35,7 +35,7 @@ def run(out, **kw):
 def test_two_ranks_have_the_gradient_of_the_whole_batch(method, tmp_path):
     (tmp_path/'job.py').write_text(GRADIENTS)
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    subprocess.run([*launcher, tmp_path/'job.py', tmp_path/'grads.pt', method], env=surroundings(2), cwd=ROOT, check=True, timeout=300)
+    subprocess.run([*launcher, tmp_path/'job.py', tmp_path/'grads.pt', method], env=environment(2), cwd=ROOT, check=True, timeout=300)
     objective, pairs, *_ = build(run(tmp_path, method=method))
     forward(objective.train(), pairs.batch(0), 'fp32')['total'].backward()
     for p, g in zip(trainable(objective), torch.load(tmp_path/'grads.pt', weights_only=True)):
@@ -48,7 +48,7 @@ def ranks_of(job):
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc to find the ranks')
 def test_a_rank_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
     p = run(tmp_path/'run', processes=2, steps=60)
-    with subprocess.Popen(command(p), env=surroundings(2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
+    with subprocess.Popen(command(p), env=environment(2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
         for line in job.stdout:
             if line.strip().startswith('8/60'): break
         os.kill(ranks_of(job)[-1], signal.SIGKILL)
