@@ -1,5 +1,6 @@
 """The rules of the house: layers, exports, generated files, links, style. Each notebook is one item, and each failure names the remedy."""
 import ast, json, re, shutil, statistics, subprocess, sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -26,7 +27,18 @@ def files():
     if listed.returncode: pytest.skip('no git here')
     return [Path(name) for name in listed.stdout.split('\0')[:-1] if (ROOT/name).is_file()]
 
-# --- layers: a notebook imports only what a notebook before it exports
+# --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
+
+LAYERS = """system
+images layers taps regressors
+metrics plots data losses models
+distill paired efficiency lam
+ablations recipe evaluate lamplots ledger
+state
+step
+train bench explore
+runs
+launch""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."
@@ -40,30 +52,40 @@ def imported(code):
         if isinstance(node, ast.Import): yield from ((a.name, None) for a in node.names)
         if isinstance(node, ast.ImportFrom) and not node.level: yield from ((node.module, a.name) for a in node.names)
 
+def part(module): return (module.split('.') + [''])[1]
+
 def layer_faults(nbs):
-    "What each of these component notebooks imports from its own layer, from a higher one or from none."
-    layer = {module_of(nb): name for name, nb in nbs.items() if module_of(nb)}
+    "What each of these notebooks exports that imports from its own layer's followers, from a higher one, or from no layer."
+    level, needs = {name: i for i, line in enumerate(LAYERS) for name in line.split()}, {}
     for name, nb in nbs.items():
+        home = part(module_of(nb))
+        if home not in level: yield f'{name} exports lsfd.{home}, which has no place in LAYERS'
         for cell in sources(nb):
+            if not re.search(r'(?m)^#\| *exports?\b', cell): continue
             for module, member in imported(cell):
-                if module.split('.')[0] != 'lsfd': continue
-                home = layer.get(f'{module}.{member}') or layer.get(module)
-                if module == 'lsfd' and home is None: continue              # lsfd.__version__, below all of them
-                if home is None or home >= name: yield f'{name} imports {module} ({home or "exported by no notebook"})'
+                if module.split('.')[0] != 'lsfd' or module == 'lsfd' and member not in level: continue   # lsfd.__version__
+                other = part(module) or member
+                if other not in level: yield f'{name} imports {module}, exported by no notebook'
+                elif level[other] > level.get(home, 99): yield f'{name} imports lsfd.{other} from a higher layer'
+                elif other != home: needs.setdefault(home, set()).add(other)
+    try: tuple(TopologicalSorter(needs).static_order())
+    except CycleError as e: yield f'a circle: {" → ".join(e.args[1])}'
 
 def made_up(**code):
-    "Notebooks of one cell each, after `00_a` that exports lsfd.a."
-    code = {'00_a': '#| default_exp a', **code}
+    "Notebooks of one cell each."
     return {f'{name}.ipynb': {'cells': [{'cell_type': 'code', 'source': text}]} for name, text in code.items()}
 
+def exports(module, code=''): return f'#| default_exp {module}\n#| export\n{code}'
+
 @pytest.mark.parametrize('code, faults', [
-    ({'01_b': '#| default_exp b\nfrom lsfd.a import f'}, 0),
-    ({'01_b': '#| default_exp m.__init__', '02_c': '#| default_exp m.c\nfrom lsfd.m import g\nimport lsfd.a'}, 0),
-    ({'01_b': '#| default_exp b\nfrom lsfd.c import f', '02_c': '#| default_exp c'}, 1),
-    ({'01_b': '#| default_exp b\n%time 1\ndef f(): from lsfd import c, a', '02_c': '#| default_exp c'}, 1),
-    ({'01_b': '#| default_exp b\nfrom lsfd.b import f'}, 1),
-    ({'00a_b': '#| default_exp b', '00_c': '#| default_exp c\nimport lsfd.b'}, 1),
-    ({'01_b': 'import lsfd.nowhere as n\nfrom lsfd import __version__'}, 1)])
+    (dict(b=exports('data', 'from lsfd.images import f')), 0),
+    (dict(b=exports('images'), c=exports('data', 'import lsfd.images\nfrom lsfd import __version__')), 0),
+    (dict(b=exports('models.__init__', 'from lsfd.models.edsr import EDSR'), c=exports('models.edsr')), 0),
+    (dict(b=exports('images', 'from lsfd.data import f')), 1),
+    (dict(b=exports('images', '%time 1\ndef f(): from lsfd import data, system')), 1),
+    (dict(b=exports('metrics', 'import lsfd.data'), c=exports('data', 'import lsfd.metrics')), 1),
+    (dict(b=exports('data', 'import lsfd.nowhere as n')), 1),
+    (dict(b=exports('nowhere')), 1)])
 def test_layer_check_can_fail(code, faults):
     assert len(list(layer_faults(made_up(**code)))) == faults
 
