@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.ledger.hardware': ('5_measuring/ledger.html#hardware', 'lsfd/ledger.py'),
                              'lsfd.ledger.ledger_path': ('5_measuring/ledger.html#ledger_path', 'lsfd/ledger.py'),
                              'lsfd.ledger.method_key': ('5_measuring/ledger.html#method_key', 'lsfd/ledger.py'),
+                             'lsfd.ledger.noted': ('5_measuring/ledger.html#noted', 'lsfd/ledger.py'),
                              'lsfd.ledger.paper_table': ('5_measuring/ledger.html#paper_table', 'lsfd/ledger.py'),
                              'lsfd.ledger.read': ('5_measuring/ledger.html#read', 'lsfd/ledger.py')},
             'lsfd.losses.at': { 'lsfd.losses.at.at_loss': ('7_annexes/losses.at.html#at_loss', 'lsfd/losses/at.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'ROLES', 'BUDGET', 'hardware', 'complete', 'LedgerError', 'check_row', 'ledger_path', 'append',
-           'check_ledger', 'read', 'method_key', 'paper_table', 'compare']
+           'check_ledger', 'read', 'method_key', 'paper_table', 'compare', 'noted']
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c003
 import json, math, os, platform, re, warnings
@@ -157,3 +157,7 @@ def compare(
     both = ours.merge(paper.rename(columns=dict(psnr='paper')), on=['model', 'scale', 'method', 'benchmark'])
     both['difference'] = both.ours - both.misprint.fillna(both.paper)
     return both['model scale method benchmark profile steps seed ours paper difference printed misprint'.split()]
+
+def noted(value, text, name):
+    "A field of a budget in words, or that nobody noted it."
+    return f'{name} not noted' if pd.isna(value) or value == '' else text.format(value)
