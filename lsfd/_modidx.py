@@ -61,6 +61,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'lsfd.data.cache_file': ('2_pictures/data.html#cache_file', 'lsfd/data.py'),
                            'lsfd.data.data_root': ('2_pictures/data.html#data_root', 'lsfd/data.py'),
                            'lsfd.data.download': ('2_pictures/data.html#download', 'lsfd/data.py'),
+                           'lsfd.data.facade': ('2_pictures/data.html#facade', 'lsfd/data.py'),
                            'lsfd.data.fetch': ('2_pictures/data.html#fetch', 'lsfd/data.py'),
                            'lsfd.data.find_folder': ('2_pictures/data.html#find_folder', 'lsfd/data.py'),
                            'lsfd.data.find_images': ('2_pictures/data.html#find_images', 'lsfd/data.py'),
