@@ -166,6 +166,4 @@ def write_image(path, image):
     path = Path(path)
     if path.suffix.lower() not in _LOSSLESS: raise ImageError(f'{path}: is no lossless format. Use one of {_LOSSLESS}')
     if not path.parent.is_dir(): raise ImageError(f'{path}: the folder {path.parent} does not exist. Create it first')
-    picture = Image.fromarray(check_image(image))
-    try: write_atomically(path, picture.save)
-    except OSError as e: raise ImageError(f'{path}: cannot be written ({e}). Check permissions and free space') from e
+    write_atomically(path, Image.fromarray(check_image(image)).save)
