@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'KINDS', 'ImageError', 'check_image', 'formats', 'unreadab
            'read_image', 'write_image']
 
 # %% ../nbs/7_annexes/10_reading.ipynb #2efd4db8
-import os, sys, warnings
+import sys, warnings
 from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
