@@ -30,7 +30,7 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
-images layers taps regressors
+images layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam
 ablations recipe evaluate lamplots ledger
