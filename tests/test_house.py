@@ -33,7 +33,7 @@ LAYERS = """system
 images layers taps regressors
 metrics plots data losses models
 distill paired efficiency lam
-ablations recipe evaluate lamplots ledger
+ablations recipe evaluate lamplots ledger report
 state
 step
 train bench explore
