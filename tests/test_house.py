@@ -36,6 +36,7 @@ distill paired efficiency lam
 ablations recipe evaluate lamplots ledger
 state
 step
+engine
 train bench explore
 runs
 launch""".splitlines()
