@@ -9,6 +9,7 @@ __all__ = ['FEW', 'members', 'choose', 'convolutions', 'blocks', 'compiled_block
 # %% ../nbs/4_training/03a_engine.ipynb #e002
 import copy, math, time, torch
 from contextlib import contextmanager
+from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -107,44 +108,13 @@ class Engine:
         rate = torch.tensor(recipe.rate, device=where) if gpu else recipe.rate
         self.optimiser = torch.optim.Adam(ps, rate, recipe.betas, fused=where.type in ('cpu', 'cuda'), capturable=gpu)
         self.record, self.inputs, self.replay, self.teacher = captured if gpu else tried, None, None, None
-        self.network, alone = objective, world()[1] == 1
-        if not alone: self.network = DistributedDataParallel(objective, [where] if gpu else None, find_unused_parameters=True)
+        self.network = objective if world()[1] == 1 else DistributedDataParallel(
+            objective, [where] if gpu else None, find_unused_parameters=True)
 
     def run(self, batch, network=None):
         "One step, kernel after kernel."
         with asking(self.objective, self.teacher):
             return update(self.optimiser, forward(network or self.network, batch, self.recipe.precision))
-
-    def fast(self):
-        "The `run` to be recorded: of the objective as it is, compiled as a whole, or with compiled blocks."
-        if self.kind == 'graph': return self.run
-        if sum(1 for _ in convolutions(self.objective)) <= FEW:
-            return partial(self.run, network=torch.compile(self.objective, fullgraph=True, dynamic=False))
-        with asking(self.objective, self.teacher): forwards = compile_blocks(self.objective)
-        return compiled_blocks(forwards)(self.run)
-
-    def start(self, batch):
-        "Before the first step: cast the teacher, compile and record, or say why not."
-        self.inputs, why = [x.clone() for x in batch], self.why
-        teacher = next((d.teacher for d in members(self.objective) if d.teacher is not None), None)
-        self.teacher = cast_once(teacher, batch[0][:1]) if teacher is not None and self.recipe.precision == 'bf16' else teacher
-        while self.kind != 'eager' and self.replay is None:
-            try:
-                with unnoticed(self.objective, self.optimiser): self.replay = self.record(partial(self.fast(), self.inputs))
-            except Exception as e:
-                why = f'{self.kind} failed: {type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else ""}'
-                self.kind = 'graph' if self.kind == 'compiled' and self.record is not tried else 'eager'
-        if why and world()[0] == 0: print(f'engine: {self.kind} ({why})')
-
-    def step(self, batch, rate):
-        "Train on (lr, hr) at a rate."
-        if self.inputs is None: self.start(batch)
-        for g in self.optimiser.param_groups:
-            if isinstance(g['lr'], torch.Tensor): g['lr'].fill_(rate)
-            else: g['lr'] = rate
-        if self.replay is None or [x.shape for x in batch] != [x.shape for x in self.inputs]: return self.run(batch)
-        for static, x in zip(self.inputs, batch): static.copy_(x)
-        return self.replay()
 
     def state_dict(self): return self.optimiser.state_dict()
 
@@ -152,6 +122,42 @@ class Engine:
         "Take over averages; how Adam works on this device stays. What was recorded is recorded anew."
         self.optimiser.load_state_dict(state | dict(param_groups=self.state_dict()['param_groups']))
         self.inputs = self.replay = None
+
+# %% ../nbs/4_training/03a_engine.ipynb #e040
+@patch
+def fast(self:Engine):
+    "The `run` to be recorded: of the objective as it is, compiled as a whole, or with compiled blocks."
+    if self.kind == 'graph': return self.run
+    if sum(1 for _ in convolutions(self.objective)) <= FEW:
+        return partial(self.run, network=torch.compile(self.objective, fullgraph=True, dynamic=False))
+    with asking(self.objective, self.teacher): forwards = compile_blocks(self.objective)
+    return compiled_blocks(forwards)(self.run)
+
+@patch
+def start(self:Engine, batch):
+    "Before the first step: cast the teacher, compile and record, or say why not."
+    self.inputs, why = [x.clone() for x in batch], self.why
+    self.teacher = next((d.teacher for d in members(self.objective) if d.teacher is not None), None)
+    if self.teacher is not None and self.recipe.precision == 'bf16': self.teacher = cast_once(self.teacher, batch[0][:1])
+    while self.kind != 'eager' and self.replay is None:
+        try:
+            with unnoticed(self.objective, self.optimiser): self.replay = self.record(partial(self.fast(), self.inputs))
+        except Exception as e:
+            why = f'{self.kind} failed: {type(e).__name__}: {(str(e).strip() or "?").splitlines()[0][:120]}'
+            self.kind = 'graph' if self.kind == 'compiled' and self.record is not tried else 'eager'
+    if why and world()[0] == 0: print(f'engine: {self.kind} ({why})')
+
+# %% ../nbs/4_training/03a_engine.ipynb #e042
+@patch
+def step(self:Engine, batch, rate):
+    "Train on (lr, hr) at a rate."
+    if self.inputs is None: self.start(batch)
+    for g in self.optimiser.param_groups:
+        if isinstance(g['lr'], torch.Tensor): g['lr'].fill_(rate)
+        else: g['lr'] = rate
+    if self.replay is None or [x.shape for x in batch] != [x.shape for x in self.inputs]: return self.run(batch)
+    for static, x in zip(self.inputs, batch): static.copy_(x)
+    return self.replay()
 
 # %% ../nbs/4_training/03a_engine.ipynb #e036
 def seconds_per_step(objective, pairs, recipe, steps=2):
