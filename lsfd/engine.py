@@ -21,6 +21,7 @@ from .step import forward, unnoticed, update
 # %% ../nbs/4_training/03a_engine.ipynb #e006
 def members(objective): return list(getattr(objective, 'objectives', [objective]))   # of a Group, or the one
 
+# %% ../nbs/4_training/03a_engine.ipynb #e045
 def choose(objective, wanted, device):
     "`(kind, why not the wanted one)`; the second is empty where nothing stands in the way."
     gpu = device.type == 'cuda'
@@ -40,6 +41,7 @@ def convolutions(net):
     if type(net) is nn.Conv2d: yield net
     for m in net.children(): yield from convolutions(m)
 
+# %% ../nbs/4_training/03a_engine.ipynb #e047
 def blocks(net):
     "The outermost `Block`s, which a network repeats."
     if isinstance(net, Block): yield net
@@ -68,6 +70,7 @@ def cast_once(net, lr):
             return cast if torch.equal(net(lr), cast(lr)) else net
         except Exception: return net
 
+# %% ../nbs/4_training/03a_engine.ipynb #e052
 @contextmanager
 def asking(objective, teacher):
     "Inside, the objective asks `teacher` in place of its own."
@@ -82,6 +85,7 @@ def asking(objective, teacher):
 # %% ../nbs/4_training/03a_engine.ipynb #e018
 def tried(step): step(); return step
 
+# %% ../nbs/4_training/03a_engine.ipynb #e054
 def captured(step):
     "The step as one CUDA graph."
     before, side, cudnn = torch.cuda.get_sync_debug_mode(), torch.cuda.Stream(), torch.backends.cudnn
@@ -99,7 +103,7 @@ def captured(step):
 
 # %% ../nbs/4_training/03a_engine.ipynb #e020
 class Engine:
-    "A training step: `step(batch, rate)` → the losses, valid until the next. Saves and loads the state of its optimiser."
+    "A training step: `step(batch, rate)` → the losses, valid until the next."
     def __init__(self, objective, recipe):
         ps = trainable(objective)
         self.objective, self.recipe, where = objective.train().to(memory_format=torch.channels_last), recipe, ps[0].device
@@ -116,12 +120,15 @@ class Engine:
         with asking(self.objective, self.teacher):
             return update(self.optimiser, forward(network or self.network, batch, self.recipe.precision))
 
-    def state_dict(self): return self.optimiser.state_dict()
+# %% ../nbs/4_training/03a_engine.ipynb #e063
+@patch
+def state_dict(self:Engine): return self.optimiser.state_dict()
 
-    def load_state_dict(self, state):
-        "Take over averages; how Adam works on this device stays. What was recorded is recorded anew."
-        self.optimiser.load_state_dict(state | dict(param_groups=self.state_dict()['param_groups']))
-        self.inputs = self.replay = None
+@patch
+def load_state_dict(self:Engine, state):
+    "Take over the averages; what was recorded is recorded anew."
+    self.optimiser.load_state_dict(state | dict(param_groups=self.state_dict()['param_groups']))
+    self.inputs = self.replay = None
 
 # %% ../nbs/4_training/03a_engine.ipynb #e040
 @patch
@@ -133,6 +140,7 @@ def fast(self:Engine):
     with asking(self.objective, self.teacher): forwards = compile_blocks(self.objective)
     return compiled_blocks(forwards)(self.run)
 
+# %% ../nbs/4_training/03a_engine.ipynb #e065
 @patch
 def start(self:Engine, batch):
     "Before the first step: cast the teacher, compile and record, or say why not."
