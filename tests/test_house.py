@@ -30,12 +30,14 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
+reading
 images layers taps regressors
 metrics plots data losses models
 distill paired efficiency lam
 ablations recipe evaluate lamplots ledger
 state
 step
+engine
 train bench explore
 runs
 launch""".splitlines()
