@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONVERGED', 'MARKS', 'of_paper', 'budgets', 'n_parameters', 'in_words', 'converged', 'means', 'spreads', 'marked',
-           'markdown', 'latex']
+           'Page', 'markdown', 'latex']
 
 # %% ../nbs/5_measuring/06_report.ipynb #753e1032
 import pandas as pd
@@ -77,12 +77,16 @@ def marked(
     return text
 
 # %% ../nbs/5_measuring/06_report.ipynb #e87dc1b0
+class Page(str):
+    "Text in Markdown, which a notebook shows as such."
+    def _repr_markdown_(self): return str(self)
+
 def markdown(frame):
     "A table of strings in Markdown; its index is the first column."
     def cell(v): return str(v).replace('|', r'\|')
     head = ['', *[' '.join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame]]
     rows = [head, ['---']*len(head), *[list(map(cell, row)) for row in frame.itertuples()]]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return Page('\n'.join(f'| {" | ".join(row)} |' for row in rows))
 
 def latex(frame):
     "The same as a LaTeX tabular with booktabs' rules; `&`, `%` and `_` in names are escaped."
