@@ -17,6 +17,7 @@ from torch.nn import functional as F
 class NetworkError(ValueError):
     "A network whose output, scale or range is not what is needed; names the remedy."
 
+# %% ../nbs/3_networks/06_adapt.ipynb #45693f58
 @contextmanager
 def inference(model):
     "No gradients and evaluation mode inside the block; each module gets its own mode back."
@@ -36,6 +37,7 @@ def tensors_in(out):
     parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
     return [t for part in parts for t in tensors_in(part)]
 
+# %% ../nbs/3_networks/06_adapt.ipynb #fb567dfc
 def one_image(
     out,                  # what a network returned
     who='the network'):   # for the error
@@ -52,6 +54,7 @@ def like(model):
     ps = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p for p in ps if p.is_floating_point()), torch.empty(0))
 
+# %% ../nbs/3_networks/06_adapt.ipynb #b9f86d8b
 def enlarged(
     model,   # a network, or any callable
     x):      # images (B,3,h,w) on its device
@@ -79,13 +82,14 @@ def colours(size):
     waves = (F.interpolate(torch.randn(1, 3, k, k, generator=g), size=(size, size), mode='bicubic')*10*8/k for k in (2, 4, 8))
     return (118 + sum(waves)).clamp(0, 255)
 
+# %% ../nbs/3_networks/06_adapt.ipynb #0f6d072b
 def misfit(model, x, by):
     "In grey levels: the network's image of `x/by`, and its mean difference from `x` when shrunk again."
     y = by*enlarged(model, x/by)
     small = F.avg_pool2d(y, y.shape[3]//x.shape[3])
     return y, (small - x)[..., 4:-4, 4:-4].abs().mean().item()
 
-# %% ../nbs/3_networks/06_adapt.ipynb #ad3108d5
+# %% ../nbs/3_networks/06_adapt.ipynb #4c3123ff
 RANGES = weakref.WeakKeyDictionary()   # what was found out about a network: (scale, range)
 
 def examine(model, sizes=(32, 64, 128)):
@@ -102,10 +106,12 @@ def examine(model, sizes=(32, 64, 128)):
         return found
     return None, None
 
+# %% ../nbs/3_networks/06_adapt.ipynb #8eb87148
 def mean_colour(weight, bias):
     "The colour that a mean shift (3,3,1,1), (3,) subtracts, in units of its input."
     return -torch.linalg.solve(weight[..., 0, 0].double(), bias.double())
 
+# %% ../nbs/3_networks/06_adapt.ipynb #3d3602c0
 def range_of(model):
     "1 for a network of images in 0..1, 255 for one of 0..255, None where that cannot be told."
     if given := getattr(model, 'value_range', None): return given
@@ -114,6 +120,7 @@ def range_of(model):
         return 1 if mean_colour(shift.weight.detach(), shift.bias.detach()).abs().max() < 2 else 255
     return examine(model)[1]
 
+# %% ../nbs/3_networks/06_adapt.ipynb #5689b960
 def scale_of(model):
     "The whole number by which a network enlarges, as it states or as it does; None where neither can be told."
     return stated_scale(model) or examine(model)[0]
@@ -128,6 +135,7 @@ class Levels(nn.Module):
         if scale := stated_scale(net): self.scale = scale
     def forward(self, x): return 255*enlarged(self.net, x/255)
 
+# %% ../nbs/3_networks/06_adapt.ipynb #8e6fa70d
 def check_range(model):
     "An error unless a network takes images in 0..255, or does not say; anything else than a module is trusted."
     if isinstance(model, torch.export.ExportedProgram): raise NetworkError('an exported program cannot be called: give program.module()')
