@@ -8,7 +8,7 @@ __all__ = ['AXES', 'STUDIES', 'lfd', 'lsfd', 'at_taps', 'tapped']
 # %% ../nbs/7_annexes/08_ablations.ipynb #c002
 from functools import partial
 from dataclasses import replace
-from .distill import METHODS, hr_term, lfd_term, lsfd_term, sr_term
+from .losses import METHODS, hr_term, lfd_term, lsfd_term, sr_term
 from .regressors import DeepRegressor
 
 # %% ../nbs/7_annexes/08_ablations.ipynb #c005
@@ -21,10 +21,10 @@ def lsfd(regressor=DeepRegressor, **reading):
     return dict(terms=dict(sr=sr_term, lsfd=partial(lsfd_term, **reading)), regressor=regressor)
 
 # %% ../nbs/7_annexes/08_ablations.ipynb #c008
-def at_taps(b, taps, term=lsfd_term):
+def at_taps(o, taps, term=lsfd_term):
     "A feature term that compares only some of the taps, by number."
-    f_t, f_r = ([f[i - 1] for i in taps] for f in (b.f_t, b.f_r))
-    return term(replace(b, f_t=f_t, f_r=f_r))
+    f_t, f_r = ([f[i - 1] for i in taps] for f in (o.f_t, o.f_r))
+    return term(replace(o, f_t=f_t, f_r=f_r))
 
 def tapped(*taps):
     "The LSFD row at some of its taps."

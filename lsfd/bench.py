@@ -97,8 +97,8 @@ def step_parts(
     lap = Laps(trainable(objective)[0].device)
     lr, hr = batch(); lap('data')
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == 'bf16'):
-        told = objective.ask(lr); lap('teacher')
-        with objective.student.register_forward_hook(lambda *_: lap('student')): losses = objective(lr, hr, told)
+        out = objective.teacher_output(lr); lap('teacher')
+        with objective.student.register_forward_hook(lambda *_: lap('student')): losses = objective(lr, hr, out)
     lap('losses'); optimiser.zero_grad(); losses['total'].backward(); lap('backward')
     optimiser.step(); lap('optimiser')
     return lap.seconds
@@ -131,7 +131,7 @@ def step_counts(
     with FakeTensorMode():
         objective = make(); s = objective.scale
         lr, hr = (torch.empty(n, 3, k*side, k*side) for k in (1, s))
-        with FlopCounterMode(display=False) as teacher: objective.ask(lr)
+        with FlopCounterMode(display=False) as teacher: objective.teacher_output(lr)
         with Meter() as meter, FlopCounterMode(display=False) as step:
             forward(objective, (lr, hr), precision)['total'].backward()
     return dict(flops=step.get_total_flops(), teacher=teacher.get_total_flops(), moved=meter.moved, peak=meter.peak)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd, torch
 from filelock import FileLock
 import lsfd
-from .system import repo_root
+from .system import bundled, repo_root
 from .metrics import Protocol
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c006
@@ -116,7 +116,7 @@ def check_ledger(path=None):
 # %% ../nbs/5_measuring/04_ledger.ipynb #c020
 def read(path=None) -> pd.DataFrame:
     "All results, one per row, in the order written; broken lines are warned about and skipped."
-    path = Path(path or ledger_path())
+    path = Path(path or (ledger_path() if ledger_path().exists() else bundled('ledger.jsonl')))   # no results yet: ours
     lines = list(_rows(path))
     for n, _, wrong in lines:
         if wrong: warnings.warn(f'{path}, line {n} skipped: {wrong}', stacklevel=2)
@@ -130,7 +130,7 @@ def method_key(label:str) -> str:
 
 def paper_table(table:int=None) -> pd.DataFrame:
     "Tables 2-4 as printed, one figure per row, `misprint` holding the value that was meant; or Table 1 for `table=1`."
-    folder = repo_root()/'data'/'paper'
+    folder = bundled('paper')
     if table == 1: return pd.read_csv(folder/'table1.csv').rename(columns=dict(network='model'))
     if table not in (None, 2, 3, 4): raise ValueError(f'table {table!r}: the paper has Tables 1 to 4')
     rows = pd.read_csv(folder/'psnr_tables.csv').rename(columns=dict(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from .ablations import STUDIES
 from .data import Benchmark, PatchPairs
-from .system import repo_root
+from .system import bundled, repo_root
 from .distill import Distill, Group, METHODS
 from .models import ARCHS, DEMO, create_model, load_model
 from .models.slice import slice_teacher
@@ -68,7 +68,7 @@ COMPARE = _common | dict(methods=str, study=('', *STUDIES), seeds=str | int)
 # %% ../nbs/7_annexes/02_runs.ipynb #c016
 def defaults(notebook):
     "`{name: value}` of the parameters cell of `nbs/<notebook>.ipynb`."
-    cell = papermill.inspect_notebook(str(repo_root()/f'nbs/{notebook}.ipynb'))
+    cell = papermill.inspect_notebook(str(bundled(f'nbs/{notebook}.ipynb')))
     return {name: ast.literal_eval(p['default']) for name, p in cell.items()}
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c019
@@ -82,7 +82,7 @@ def network(p, role):
 def teacher_path(p):
     "Where the run's teacher is: `p.teacher`, or the repository's own for the small profiles."
     if p.teacher: return Path(p.teacher).expanduser()
-    path = repo_root()/f'data/checkpoints/{p.model}_teacher_demo_x{p.scale}.safetensors'
+    path = bundled(f'checkpoints/{p.model}_teacher_demo_x{p.scale}.safetensors')
     if p.profile in ('smoke', 'demo') and path.exists(): return path
     raise ParameterError(
         f'the {p.profile} profile needs a {p.model} teacher ×{p.scale} and the repository has none: '

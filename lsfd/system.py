@@ -18,9 +18,10 @@ def repo_root() -> Path:
     return next((p for p in near if (p/'nbs').is_dir() and (p/'lsfd').is_dir()), Path.cwd())
 
 def bundled(name) -> Path:
-    "A file that comes with lsfd, by its name under `data/`: 'checkpoints/…' or 'paper/…'."
-    homes = repo_root()/'data', Path(lsfd.__file__).parent/'bundled'
-    return next((home/name for home in homes if (home/name).exists()), homes[0]/name)
+    "A file that comes with lsfd, by its path in the clone ('nbs/train.ipynb') or under `data/` ('checkpoints/…')."
+    homes = repo_root(), Path(lsfd.__file__).parent/'bundled'
+    places = [home/folder/name for home in homes for folder in ('data', '')]
+    return next((path for path in places if path.exists()), places[0])
 
 # %% ../nbs/7_annexes/01_system.ipynb #c008
 def write_atomically(path, write):

@@ -27,6 +27,11 @@ def publish(files, remedy):
 def quoted(text): return json.dumps(text, ensure_ascii=False)
 def array(text): return '[\n' + ''.join(f'    {quoted(item)},\n' for item in text.split()) + ']'
 
+def packages(c):
+    "The folders with modules, and the two that hold data."
+    modules = sorted(path.parent.relative_to(ROOT) for path in (ROOT/c['lib_name']).rglob('__init__.py'))
+    return ' '.join(['.'.join(path.parts) for path in modules] + [f'{c["lib_name"]}.bundled.data', f'{c["lib_name"]}.bundled.nbs'])
+
 def pyproject(c): return f'''# Written by tools/sync_settings.py: edit settings.ini
 [build-system]
 requires = ["setuptools>=77"]
@@ -55,8 +60,14 @@ Repository = {quoted(c['git_url'])}
 [tool.setuptools.dynamic]
 version = {{attr = "{c['lib_name']}.__version__"}}
 
-[tool.setuptools.packages.find]
-include = ["{c['lib_name']}*"]
+# what travels with the package: one copy in the clone, `lsfd/bundled` where it is installed
+[tool.setuptools]
+packages = {array(packages(c))}
+package-dir = {{"{c['lib_name']}.bundled.data" = "data", "{c['lib_name']}.bundled.nbs" = "{c['nbs_path']}"}}
+
+[tool.setuptools.package-data]
+"{c['lib_name']}.bundled.data" = ["checkpoints/*", "paper/*", "*.jsonl"]
+"{c['lib_name']}.bundled.nbs" = ["**/*.ipynb"]
 
 [tool.nbdev]
 nbs_path = {quoted(c['nbs_path'])}

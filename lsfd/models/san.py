@@ -66,10 +66,10 @@ def tokens(x):
     return x.flatten(2).mT[:, None].contiguous()
 
 # %% ../../nbs/3_networks/04_models.san.ipynb #c057
-def attend(question, key, answer):
-    "softmax(question keyᵀ) answer, all (B,1,·,C): fused, unless a gradient will be asked for."
-    if question.requires_grad: return (question @ key.mT).softmax(3) @ answer
-    return F.scaled_dot_product_attention(question, key, answer, scale=1.)
+def attend(query, key, value):
+    "softmax(query keyᵀ) value, all (B,1,·,C): fused, unless a gradient will be asked for."
+    if query.requires_grad: return (query @ key.mT).softmax(3) @ value
+    return F.scaled_dot_product_attention(query, key, value, scale=1.)
 
 # %% ../../nbs/3_networks/04_models.san.ipynb #c060
 class NonLocal(StaysFp32):
@@ -80,11 +80,11 @@ class NonLocal(StaysFp32):
         self.phi, self.g = (nn.Sequential(nn.Conv2d(n_feats, inter, 1)) for _ in range(2))   # phi.0, g.0
         for p in self.W.parameters(): nn.init.zeros_(p)
 
-    def look(self, x):
+    def attention(self, x):
         y = attend(tokens(self.theta(x)), tokens(pool2(self.phi(x))), tokens(pool2(self.g(x))))
         return self.W(y[:, 0].mT.unflatten(2, x.shape[2:]))
 
-    def forward(self, x): return x + precisely(self.look, x)
+    def forward(self, x): return x + precisely(self.attention, x)
 
 # %% ../../nbs/3_networks/04_models.san.ipynb #c066
 def halves(x, dim):
