@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.basics import patch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from .system import repo_root
+from .system import bundled
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p005
 class ParameterError(ValueError):
@@ -114,8 +114,8 @@ def path_of(value):
     return path
 
 def existing(value):
-    "The file of this name, from here or from the clone."
-    places = list(dict.fromkeys([path_of(value), path_of(str(repo_root()/value))]))
+    "The file of this name, from here or from what comes with lsfd."
+    places = list(dict.fromkeys([path_of(value), bundled(value)]))
     if found := next((p for p in places if p.is_file()), None): return found
     raise ValueError(f'no file at {" or ".join(map(str, places))}')
 
