@@ -57,10 +57,9 @@ def test_a_baseline_without_teacher_belongs_to_its_study(tmp_path):
     _, table, _ = page('ablations', tmp_path, study('sr', {'HR alone': -.1}, teacher='') + study('sr', {'HR and T, LSFD': 0}))
     assert sorted(table.variant) == ['HR alone', 'HR and T, LSFD']
 
-def test_older_rows_have_their_rate_in_a_note(tmp_path):
-    old = dict(rate=None, precision='', batch=None, note='rate 0.002, bf16, in a group of 3')
-    text, *_ = page('ablations', tmp_path, study('map', {'literal': 0, 'detached': .02}, **old))
-    assert 'batch not noted, rate 0.002, bf16' in text
+def test_what_was_not_noted_is_said_and_a_special_recipe_too(tmp_path):
+    text, *_ = page('ablations', tmp_path, study('map', {'literal': 0, 'detached': .02}, rate=None, batch=None, recipe='100 steps of warm-up'))
+    assert 'batch not noted, rate not noted, bf16, 100 steps of warm-up, trained on' in text
 
 def test_without_the_default_nothing_is_compared(tmp_path):
     text, table, _ = page('ablations', tmp_path, study('alpha2', {'α2 = 1': .1, 'α2 = 100': .2}))
