@@ -30,6 +30,7 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
+reading
 images layers taps regressors
 metrics plots data losses models
 distill paired efficiency lam
