@@ -449,6 +449,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lsfd.parameters.complaint': ('7_annexes/parameters.html#complaint', 'lsfd/parameters.py'),
                                  'lsfd.parameters.existing': ('7_annexes/parameters.html#existing', 'lsfd/parameters.py'),
                                  'lsfd.parameters.from_source': ('7_annexes/parameters.html#from_source', 'lsfd/parameters.py'),
+                                 'lsfd.parameters.make_folder': ('7_annexes/parameters.html#make_folder', 'lsfd/parameters.py'),
                                  'lsfd.parameters.named_file': ('7_annexes/parameters.html#named_file', 'lsfd/parameters.py'),
                                  'lsfd.parameters.named_files': ('7_annexes/parameters.html#named_files', 'lsfd/parameters.py'),
                                  'lsfd.parameters.nearest': ('7_annexes/parameters.html#nearest', 'lsfd/parameters.py'),

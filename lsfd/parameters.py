@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Text', 'Names', 'Numbers', 'Place', 'File', 'Source', 'Checkpoints', 'ParameterError', 'nearest', 'complaint',
-           'Parameters', 'spelled', 'arguments', 'text', 'choice', 'parts', 'path_of', 'existing', 'or_none', 'source',
-           'from_source', 'named_file', 'named_files', 'assigned']
+           'Parameters', 'spelled', 'arguments', 'text', 'choice', 'parts', 'path_of', 'existing', 'make_folder',
+           'or_none', 'source', 'from_source', 'named_file', 'named_files', 'assigned']
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p002
 import ast, os, re, reprlib
@@ -118,6 +118,13 @@ def existing(value):
     places = list(dict.fromkeys([path_of(value), bundled(value)]))
     if found := next((p for p in places if p.is_file()), None): return found
     raise ValueError(f'no file at {" or ".join(map(str, places))}')
+
+def make_folder(path):
+    "The folder, made if need be and writable."
+    try: path.mkdir(parents=True, exist_ok=True); ok = os.access(path, os.W_OK)
+    except OSError: ok = False
+    if not ok: raise ParameterError(f'out={path} is no folder that can be written to: choose another')
+    return path
 
 def or_none(f):
     "`f`, but None of no text."

@@ -80,11 +80,11 @@ class Training(Parameters):
     scale: int = Field(2, ge=2, le=4, description='2, 3 or 4')
     student: Source = Field('', description="your own network instead of the model's: 'my_net.py:Net'")
     teacher: File = Field('', description='a checkpoint; empty: the one that comes with lsfd')
-    taps: Names = Field('', description='modules of your student to compare features at, joined by commas, if it has no tap_points')
-    teacher_taps: Names = Field('', description="and of the teacher; empty: its tap_points, else the student's names")
+    taps: Names = Field('', description='names of modules of your student to compare features at, joined by commas')
+    teacher_taps: Names = Field('', description="the teacher's; empty: its tap_points, else the same names")
     profile: choice(PROFILES) = Field('demo', description="'smoke' (seconds), 'demo' (minutes, CPU), 'short' (a GPU), 'paper' (Sec. 4.1)")
     data: Names = Field('photos', min_length=1, description="'photos' (embedded), a folder of images, or several joined by commas")
-    benchmark: Names = Field('', description="'photos' (embedded, held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your own data, kept from training, else photos")
+    benchmark: Names = Field('', description="'photos' (held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your data, else photos")
     steps: int = Field(0, description="0: as many as the profile says")
     batch: int = Field(0, description="patches in a step; 0: the profile's, 16")
     lr_patch: int = Field(48, description='side of an LR patch')
@@ -96,7 +96,7 @@ class Training(Parameters):
     schedule: choice(['halve', 'cosine']) = Field('halve', description="how it falls: 'halve' or 'cosine'")
     halve_at: Numbers = Field('', description="fractions of the run after which it is halved; empty: the profile's")
     clip: float = Field(0., description='largest norm of the gradient; 0: any')
-    ema: float = Field(0., description='decay of a moving average of the weights, which then is the student; 0: none')
+    ema: float = Field(0., description='decay of a moving average of the weights, which is what is kept; 0: none')
     precision: choice(['auto', 'fp32', 'bf16']) = Field('auto', description="'auto', 'fp32' or 'bf16'")
     compile: bool = Field(False, description='torch.compile the step: pays on a GPU')
     log_every: int = Field(0, description="steps; 0: the profile's")
@@ -132,7 +132,7 @@ def as_name(value):
 # %% ../nbs/7_annexes/02_runs.ipynb #r023
 class Train(Training):
     "The parameters of `nbs/train.ipynb`."
-    method: Method = Field('LSFD', description="a row of Tables 2-4 ('Student', 'FAKD', 'FitNet', 'LFD', 'LSFD', 'FAKD+FFT', 'LSFD+FFT'), 'Logits', 'AT', 'DUKD', or your own 'my_loss.py:term'")
+    method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', or your own: 'my_loss.py:term'")
     role: choice(['student', 'teacher']) = Field('student', description="'student'; 'teacher': train the teacher's network, on the originals alone")
     init: Init = Field('random', description="first weights: 'random', 'teacher' (a slice of it), or a checkpoint")
     seed: int = Field(0, ge=0, lt=2**32, description="of the student's first weights and of the patches")
@@ -150,7 +150,7 @@ class Train(Training):
 
 class Compare(Training):
     "The parameters of `nbs/compare.ipynb`."
-    methods: Annotated[tuple[Method, ...], BeforeValidator(parts)] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='rows of Tables 2-4 and others, or your own my_loss.py:term, joined by commas; the first is the baseline')
+    methods: Annotated[tuple[Method, ...], BeforeValidator(parts)] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
     study: choice(['', *STUDIES]) = Field('', description="instead of methods: an ablation, such as 'regressor' or 'map'")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts)] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
 
@@ -181,7 +181,7 @@ def both_or_none(run):
 
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
-    checkpoints: Checkpoints = Field('', description="files, joined by commas, each with a name if you like: 'mine=a.safetensors,b.pt'; empty: the demo's")
+    checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
     image: File = Field('', description='a picture; empty: a photo that comes with scikit-image')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
     x: int = Field(-1, ge=-1, description='its left')
@@ -198,7 +198,7 @@ class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
     image: Photo = Field('coffee', description="an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
-    checkpoints: Checkpoints = Field('', description='files joined by commas, each as NAME=FILE if you like; empty: the demo RCANs, a student without distillation, one with LSFD, their teacher')
+    checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
     x: int = Field(-1, ge=-1, description='and column; -1: in the middle')
