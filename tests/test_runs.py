@@ -68,7 +68,7 @@ def notebook(name, **given):
         if 'parameters' in cell.metadata.get('tags', []): run(papermill_cell(given), space)
     return space
 
-def papermill_cell(given): return translate_parameters('python3', 'Python', given, 'Parameters')
+def papermill_cell(given): return translate_parameters('python3', 'python', given, 'Parameters')
 
 def run(source, space):
     "One cell, which is then in IPython's `In`."
