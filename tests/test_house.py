@@ -32,7 +32,7 @@ def files():
 LAYERS = """system
 parameters
 reading
-images layers taps regressors
+images layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam
 ablations recipe evaluate lamplots ledger report
