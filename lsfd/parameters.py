@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Text', 'Names', 'Numbers', 'Place', 'File', 'Source', 'Checkpoints', 'ParameterError', 'nearest', 'complaint',
-           'Parameters', 'spelled', 'arguments', 'text', 'choice', 'parts', 'path_of', 'existing', 'make_folder',
-           'or_none', 'source', 'from_source', 'named_file', 'named_files', 'assigned']
+           'Parameters', 'spelled', 'arguments', 'choice', 'text', 'parts', 'path_of', 'or_none', 'make_folder',
+           'existing', 'source', 'from_source', 'named_file', 'named_files', 'assigned']
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p002
-import ast, os, re, reprlib
+import ast, errno, os, re, reprlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -54,20 +54,22 @@ class Parameters(BaseModel):
         return str(value) if isinstance(value, int) else value
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p013
-def spelled(value):
-    "A value as one would type it."
-    return ','.join(map(str, value)) if isinstance(value, tuple) else '' if value is None else str(value)
-
 @patch
 def replace(self:Parameters, **changes):
     "The same with other values, checked."
     return type(self)(**dict(self) | changes)
 
+# %% ../nbs/7_annexes/02_parameters.ipynb #p016
 @patch
 def changed(self:Parameters):
     "`{name: value}` of what differs from the defaults."
     default = dict(type(self)())
     return {k: v for k, v in self if v != default[k]}
+
+# %% ../nbs/7_annexes/02_parameters.ipynb #p018
+def spelled(value):
+    "A value as one would type it."
+    return ','.join(map(str, value)) if isinstance(value, tuple) else '' if value is None else str(value)
 
 @patch
 def words(self:Parameters):
@@ -80,18 +82,19 @@ def arguments(words):
         raise ParameterError(f'cannot read {" ".join(words)!r}: give -p NAME VALUE, as often as needed')
     return dict(zip(words[1::3], words[2::3]))
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p016
-def text(value):
-    "The text, if a file name or a message can hold it."
-    if '\0' in value: raise ValueError('holds a NUL character')
-    return value
-
+# %% ../nbs/7_annexes/02_parameters.ipynb #p021
 def choice(options):
     "The type of a text that is one of `options`, looked up when it is checked."
     def check(value):
         if value in options: return value
         raise ValueError(f'choose one of {", ".join(options)}{nearest(value, options)}')
     return Annotated[str, AfterValidator(check), Field(json_schema_extra=dict(enum=list(options)))]
+
+# %% ../nbs/7_annexes/02_parameters.ipynb #p024
+def text(value):
+    "The text, if a file name or a message can hold it."
+    if '\0' in value: raise ValueError('holds a NUL character')
+    return value
 
 def parts(value):
     "The parts of a text joined by commas; of a list, its elements."
@@ -102,7 +105,7 @@ Text = Annotated[str, AfterValidator(text)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(parts)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(parts)]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p018
+# %% ../nbs/7_annexes/02_parameters.ipynb #p027
 def path_of(value):
     "An absolute path with `~` resolved, or a ValueError if the system can have none of this name."
     try: path = Path(os.path.abspath(Path(text(value)).expanduser()))
@@ -110,15 +113,14 @@ def path_of(value):
     except OSError as e: raise ValueError(f'the current folder is gone ({e.strerror})') from None
     try: os.lstat(path)
     except OSError as e:
-        if e.errno not in (2, 13, 20): raise ValueError(f'no file can be called that ({e.strerror})') from None
+        if e.errno not in (errno.ENOENT, errno.EACCES, errno.ENOTDIR): raise ValueError(f'no file can be called that ({e.strerror})') from None
     return path
 
-def existing(value):
-    "The file of this name, from here or from what comes with lsfd."
-    places = list(dict.fromkeys([path_of(value), bundled(value)]))
-    if found := next((p for p in places if p.is_file()), None): return found
-    raise ValueError(f'no file at {" or ".join(map(str, places))}')
+def or_none(f): return lambda value: None if value == '' else f(value) if isinstance(value, str) else value
 
+Place = Annotated[Path | None, BeforeValidator(or_none(path_of))]
+
+# %% ../nbs/7_annexes/02_parameters.ipynb #p029
 def make_folder(path):
     "The folder, made if need be and writable."
     try: path.mkdir(parents=True, exist_ok=True); ok = os.access(path, os.W_OK)
@@ -126,14 +128,16 @@ def make_folder(path):
     if not ok: raise ParameterError(f'out={path} is no folder that can be written to: choose another')
     return path
 
-def or_none(f):
-    "`f`, but None of no text."
-    return lambda value: None if value == '' else f(value) if isinstance(value, str) else value
+# %% ../nbs/7_annexes/02_parameters.ipynb #p032
+def existing(value):
+    "The absolute path of a file."
+    places = list(dict.fromkeys([path_of(value), bundled(value)]))
+    if found := next((p for p in places if p.is_file()), None): return found
+    raise ValueError(f'no file at {" or ".join(map(str, places))}')
 
-Place = Annotated[Path | None, BeforeValidator(or_none(path_of))]
 File = Annotated[Path | None, BeforeValidator(or_none(existing))]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p021
+# %% ../nbs/7_annexes/02_parameters.ipynb #p035
 def source(value):
     "'FILE.py:NAME' with an absolute path."
     file, _, name = value.rpartition(':')
@@ -152,7 +156,7 @@ def from_source(value):
 
 Source = Annotated[str, AfterValidator(lambda value: value and source(value))]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p024
+# %% ../nbs/7_annexes/02_parameters.ipynb #p038
 def named_file(entry):
     "(name, path) of 'NAME=FILE' or 'FILE'."
     name, eq, file = entry.partition('=')
@@ -168,7 +172,7 @@ def named_files(value):
 
 Checkpoints = Annotated[tuple[tuple[str, Path], ...], BeforeValidator(named_files)]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p027
+# %% ../nbs/7_annexes/02_parameters.ipynb #p041
 @patch(cls_method=True)
 def cell(cls:Parameters):
     "The source of a parameters cell, one line for each field."
@@ -177,7 +181,7 @@ def cell(cls:Parameters):
     wide = max(map(len, lines.values()))
     return '\n'.join(f'{line:{wide}}   # {cls.model_fields[k].description}' for k, line in lines.items())
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p030
+# %% ../nbs/7_annexes/02_parameters.ipynb #p044
 def assigned(code, kinds):
     "Names that a cell assigns at its top level, by statements of these kinds."
     try: body = ast.parse(code).body

@@ -11,6 +11,7 @@ __all__ = ['Method', 'Init', 'Photo', 'Device', 'NAMELESS', 'Measure', 'NOTEBOOK
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c002
 import inspect, re, torch
+from fastcore.basics import patch
 from pathlib import Path
 from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -111,16 +112,7 @@ class Training(Parameters):
         if self.model_fields_set: recipe_of(self), self.rows   # the defaults need none
         return self
 
-    @property
-    def folder(self):
-        "The run's folder: `out`, or `runs/<what it is>`: the same command continues the same run."
-        own = [f'{k}-{as_name(v)}' for k, v in self.changed().items() if k not in NAMELESS]
-        return self.out or repo_root()/'runs'/'_'.join([*self.title, *own])
-
-    @property
-    def ledger_file(self): return self.ledger or self.folder/'ledger.jsonl'
-
-# %% ../nbs/7_annexes/02_runs.ipynb #r020
+# %% ../nbs/7_annexes/02_runs.ipynb #r021
 NAMELESS = 'model scale method methods study role seed seeds profile benchmark processes device out resume ledger engine log_every save_every'.split()
 
 def as_name(value):
@@ -129,7 +121,16 @@ def as_name(value):
     short = re.sub(r'.*[/\\:]|\.(pt|pth|safetensors)$', '', str(value).rstrip('/\\'))
     return re.sub(r'[^\w.+=-]', '_', short)
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r023
+@patch(as_prop=True)
+def folder(self:Training):
+    "`out`, or `runs/<what it is>`."
+    own = [f'{k}-{as_name(v)}' for k, v in self.changed().items() if k not in NAMELESS]
+    return self.out or repo_root()/'runs'/'_'.join([*self.title, *own])
+
+@patch(as_prop=True)
+def ledger_file(self:Training): return self.ledger or self.folder/'ledger.jsonl'
+
+# %% ../nbs/7_annexes/02_runs.ipynb #r024
 class Train(Training):
     "The parameters of `nbs/train.ipynb`."
     method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', or your own: 'my_loss.py:term'")
@@ -164,7 +165,7 @@ class Compare(Training):
     @property
     def title(self): return [self.model, f'x{self.scale}', self.study or '+'.join(self.rows), self.profile]
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r027
+# %% ../nbs/7_annexes/02_runs.ipynb #r028
 class Evaluate(Parameters):
     "The parameters of `nbs/evaluate.ipynb`."
     checkpoint: File = Field('checkpoints/rcan_teacher_demo_x2.safetensors', description='from here, or what comes with lsfd')
@@ -208,7 +209,7 @@ class Explore(Parameters):
     out: Place = Field('', description='a folder for explore.png; empty: none')
     check = model_validator(mode='after')(both_or_none)
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r030
+# %% ../nbs/7_annexes/02_runs.ipynb #r031
 class Recorded(Parameters):
     "The parameters of `nbs/paper/tables.ipynb` and `nbs/paper/ablations.ipynb`."
     ledger: Place = Field('', description='the file with the results; empty: data/ledger.jsonl')
@@ -234,7 +235,7 @@ class Fig1(Parameters):
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r031
+# %% ../nbs/7_annexes/02_runs.ipynb #r032
 class Benchmarks(Parameters):
     "The parameters of `nbs/benchmarks.ipynb`."
     models: Annotated[tuple[choice(ARCHS), ...], BeforeValidator(parts)] = Field('edsr,rcan', description="of 'edsr', 'rcan' and 'san', joined by commas")
@@ -336,7 +337,7 @@ def build(run, seed=None):
     objective = Group(members) if isinstance(run, Compare) else members.popitem()[1]
     return objective.to(device_of(run.device)), patches(run, recipe), recipe
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r051
+# %% ../nbs/7_annexes/02_runs.ipynb #r052
 OWN_COLUMNS = 'steps batch rate precision seed engine log_every save_every'.split()
 
 def ledger_row(run, objective, pairs, recipe):

@@ -9,7 +9,6 @@ from papermill.translators import translate_parameters
 from nbdev.config import get_config
 
 from lsfd.models import create_model, save_model
-from lsfd.runs import NOTEBOOKS, Compare, ParameterError, Train
 
 ROOT = get_config(Path(__file__).parent).config_path
 TEACHER = str(ROOT/'data/checkpoints/rcan_teacher_demo_x2.safetensors')
