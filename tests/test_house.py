@@ -40,7 +40,7 @@ step
 engine
 train bench explore
 runs
-launch""".splitlines()
+launch export""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."
