@@ -14,6 +14,7 @@ from .data import sample_photos
 from .efficiency import inference
 from .images import to_tensor
 from .models import ModelError, load_model, save_model
+from .report import Page
 from .system import write_atomically
 
 # %% ../nbs/7_annexes/11_export.ipynb #e005
@@ -122,7 +123,7 @@ def facts(model, **more):
     "What a network says of itself, as a Markdown table."
     rows = dict(network=json.dumps(model.spec), parameters=f'{sum(p.numel() for p in model.parameters()):,}')
     def text(v): return '<br>'.join(f'{a}: {b}' for a, b in v.items()) if isinstance(v, dict) else str(v)
-    return '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {text(v)} |' for k, v in (rows | more | model.about).items())
+    return Page('| | |\n|---|---|\n' + '\n'.join(f'| {k} | {text(v)} |' for k, v in (rows | more | model.about).items()))
 
 # %% ../nbs/7_annexes/11_export.ipynb #e023
 def push(
