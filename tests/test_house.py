@@ -39,7 +39,7 @@ state
 step
 engine
 train bench explore
-runs
+runs workflow
 launch""".splitlines()
 
 def module_of(nb):
