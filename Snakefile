@@ -35,7 +35,7 @@ def missing():
     yield from (("teacher", m, G["teacher_steps"] or usual) for path, m in teachers.items() if not Path(path).is_file())
     yield from (("student", m, G["steps"] or usual) for m, s, seed in STUDENTS if not Path(f"{OUT}/{m}_x{s}_seed{seed}/ledger.jsonl").is_file())
 
-if "DEFAULT" in str(workflow.exec_mode): print(estimate(list(missing()), P), file=sys.stderr)
+if workflow.is_main_process: print(estimate(list(missing()), P), file=sys.stderr)
 
 rule all:
     input: expand(f"{OUT}/figures/{{name}}.ipynb", name=FIGURES)
