@@ -89,7 +89,6 @@ def own_gpu(n):
 
 def run(words):
     "Run a command on a GPU of its own where there are any; returns its exit status."
-    import torch
     with own_gpu(torch.cuda.device_count()) as gpu:
         env = os.environ | ({} if gpu is None else dict(CUDA_VISIBLE_DEVICES=str(gpu)))
         return subprocess.run(words, env=env, stdin=subprocess.DEVNULL).returncode
