@@ -6,7 +6,7 @@
 __all__ = ['plain', 'modules', 'code_of', 'seconds_per_step', 'estimate', 'own_gpu', 'run', 'merge']
 
 # %% ../nbs/7_annexes/15_workflow.ipynb #e0ed5aa2
-import ast, hashlib, json, os, re, subprocess, sys, tempfile
+import ast, hashlib, json, os, re, subprocess, sys, tempfile, torch
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
