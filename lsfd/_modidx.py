@@ -599,4 +599,13 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'lsfd.taps.taps_of': ('1_method/taps.html#taps_of', 'lsfd/taps.py')},
             'lsfd.train': { 'lsfd.train.check_run': ('4_training/train.html#check_run', 'lsfd/train.py'),
                             'lsfd.train.fit': ('4_training/train.html#fit', 'lsfd/train.py'),
-                            'lsfd.train.share': ('4_training/train.html#share', 'lsfd/train.py')}}}
+                            'lsfd.train.share': ('4_training/train.html#share', 'lsfd/train.py')},
+            'lsfd.workflow': { 'lsfd.workflow._file': ('7_annexes/workflow.html#_file', 'lsfd/workflow.py'),
+                               'lsfd.workflow.code_of': ('7_annexes/workflow.html#code_of', 'lsfd/workflow.py'),
+                               'lsfd.workflow.estimate': ('7_annexes/workflow.html#estimate', 'lsfd/workflow.py'),
+                               'lsfd.workflow.merge': ('7_annexes/workflow.html#merge', 'lsfd/workflow.py'),
+                               'lsfd.workflow.modules': ('7_annexes/workflow.html#modules', 'lsfd/workflow.py'),
+                               'lsfd.workflow.own_gpu': ('7_annexes/workflow.html#own_gpu', 'lsfd/workflow.py'),
+                               'lsfd.workflow.plain': ('7_annexes/workflow.html#plain', 'lsfd/workflow.py'),
+                               'lsfd.workflow.run': ('7_annexes/workflow.html#run', 'lsfd/workflow.py'),
+                               'lsfd.workflow.seconds_per_step': ('7_annexes/workflow.html#seconds_per_step', 'lsfd/workflow.py')}}}
