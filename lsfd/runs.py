@@ -228,6 +228,7 @@ class Table1(Parameters):
 class Fig1(Parameters):
     "The parameters of `nbs/paper/fig1.ipynb`."
     profile: Measure = Field('measure', description="'measure' (two minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
+    students: Place = Field('', description='folder with rcan_x2…/LSFD.safetensors and Student.safetensors; empty: those that come with lsfd')
     image: File = Field('', description='the picture of the figure; empty: one of Urban100, or a photo of scikit-image')
     windows: int = Field(0, ge=0, lt=10**4, description='of the statistic, one per image; 0: 100, or as many as there are')
     folds: int = Field(10, ge=1, lt=10**4, description='steps of each path in the statistic')

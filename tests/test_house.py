@@ -40,8 +40,9 @@ state
 step
 engine
 train bench explore
-runs
-launch""".splitlines()
+runs workflow
+launch export
+cli""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."
