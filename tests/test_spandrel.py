@@ -8,7 +8,7 @@ from lsfd.distill import Distill, METHODS
 from lsfd.lam import lam
 from lsfd.models import ModelError, create_model, detect, load_model, save_model
 from lsfd.models.edsr import EDSR
-from lsfd.models.foreign import loader, stand_ins
+from lsfd.models.foreign import loader
 from lsfd.models.layouts import from_released
 from lsfd.models.rcan import RCAN
 from lsfd.taps import taps_of

@@ -10,20 +10,18 @@ __all__ = ['ARCHS', 'MODELS', 'DEMO', 'FORMAT', 'is_like', 'build', 'create_mode
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c002
 import inspect, json, math, torch, threading
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 import lsfd
 from ..system import bundled, write_atomically
-from .edsr import EDSR, EDSR_NETWORK
-from .rcan import RCAN, RCAN_NETWORK
-from .san import SAN, SAN_NETWORK
 from .files import ModelError, choose, digest, read_checkpoint, search
 from .foreign import load_foreign, loader
-from .layouts import Network, damp, from_released, matches, to_released
+from .layouts import damp, from_released, matches, to_released
 
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c005
-ARCHS = {n.arch: n for n in list(globals().values()) if isinstance(n, Network)}
+ARCHS = {name: import_module(f'lsfd.models.{name}').NETWORK for name in ('edsr', 'rcan', 'san')}
 MODELS = {f'{n.arch}_{role}': dict(arch=n.arch, **sizes) for n in ARCHS.values() for role, sizes in n.paper.items()}
 DEMO = {f'{n.arch}_{role}': sizes for n in ARCHS.values() for role, sizes in n.demo.items()}
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from torch.nn import functional as F
-from ..adapt import Levels, enlarged
+from ..adapt import Levels
 from .files import ModelError, choose, search
 
 # %% ../../nbs/7_annexes/12_models.foreign.ipynb #b46ed636
@@ -36,6 +36,7 @@ def loader():
     if not (find_spec('spandrel') and find_spec('einops')): return None
     with stand_ins(): return import_module('spandrel').ModelLoader('cpu')
 
+# %% ../../nbs/7_annexes/12_models.foreign.ipynb #2de2d3ef
 def known(state):
     "spandrel's description of the network that a state dict is of, with its weights; None if it knows none."
     if any(not v.numel() for v in state.values()): return None   # an honest weight is not empty
