@@ -125,9 +125,9 @@ def method_of(objective):
                 regressors=str(objective.regressors), teacher=fingerprint(objective.teacher))
 
 def identity(objective, pairs, recipe):
-    "What must not change between a run and its continuation, as plain JSON; how often it logs and saves may."
+    "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, seed=pairs.seed)
-    recipe = {k: v for k, v in asdict(recipe).items() if k not in ('log_every', 'save_every')}
+    recipe = {k: v for k, v in asdict(recipe).items() if k not in ('engine', 'log_every', 'save_every')}
     return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint, **drawn)))
 
 def first_weights(objective):

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from .recipe import *
 from .state import *
 from .step import *
+from .engine import *
 from .system import append_rows
 
 # %% ../nbs/4_training/04_train.ipynb #c071
@@ -21,12 +22,9 @@ def share(pairs, step, rank=0, ranks=1):
     return pairs.batch(step) if ranks == 1 else pairs.crops(pairs.draw(step)[rank::ranks])
 
 def check_run(objective, pairs, recipe, ranks=1):
-    "Complain unless the patches suit the networks and the number of ranks, and taps a compiled step."
+    "Complain unless the patches suit the networks and the number of ranks."
     if objective.scale != pairs.scale:
         raise RunError(f'the networks enlarge ×{objective.scale}, the patches are ×{pairs.scale}: use one scale')
-    if recipe.compile and any(d.at for d in getattr(objective, 'objectives', [objective])):
-        raise RunError('taps by name are hooks, which no compiled step can set: train without compile, '
-                       'or let the network declare tap_points as EDSR does')
     if pairs.n % ranks:
         raise RunError(f'a batch of {pairs.n} cannot be shared by {ranks} processes: choose a divisor')
 
@@ -98,22 +96,20 @@ def fit(
     rank, ranks = world()
     check_run(objective, pairs, recipe, ranks)
     ident = identity(objective, pairs, recipe) | dict(first=first_weights(objective))
-    step, optimiser = prepare(objective, recipe)
+    engine = Engine(objective, recipe)
     processors = dist.new_group(backend='gloo') if ranks > 1 else None
     with open_run(out, resume) as folder:
         at, writes = Progress(), folder and rank == 0
-        if folder: at, ident = load_run(folder, objective, optimiser, ident, resume)
+        if folder: at, ident = load_run(folder, objective, engine, ident, resume)
         if writes: check_room(folder, objective); write_log(folder, at.rows)
         watch, start = Watch(objective, at.rows), time.perf_counter() - at.seconds
         while at.step < recipe.steps:
             with held_back() as came:
-                for g in optimiser.param_groups: g['lr'] = recipe.rate_at(at.step)
                 batch = share(pairs, at.step, rank, ranks)
                 if at.step & (at.step - 1) == 0:   # 0, 1, 2, 4, 8, …
                     with unnoticed(objective):
                         at.shares = shares(objective, forward(objective, batch, recipe.precision), first=at.step == 0)
-                if recipe.compile: torch.compiler.cudagraph_mark_step_begin()
-                at.add(update(optimiser, forward(step, batch, recipe.precision)))
+                at.add(engine.step(batch, recipe.rate_at(at.step)))
                 at.seconds = time.perf_counter() - start
                 stop = in_any_rank(came, processors)
                 due = lambda every: at.step % every == 0 or at.step == recipe.steps
@@ -123,7 +119,7 @@ def fit(
                 if log_due: at = Progress(at.step, shares=at.shares, seconds=at.seconds, rows=at.rows + [row])
                 if log_due and writes: append_rows(folder/'log.jsonl', [row])
                 if save_due: watch.check(batch, recipe, at)    # and here if the weights have exploded
-                if save_due and writes: save_run(folder, objective, optimiser, ident, at)
+                if save_due and writes: save_run(folder, objective, engine, ident, at)
             if stop: raise stopped(came, at.step, folder)
             if log_due: yield row
     objective.eval()
