@@ -12,7 +12,7 @@ __all__ = ['FORMAT', 'STATES', 'SCHEDULE', 'Log', 'is_log', 'read_logs', 'write_
 import hashlib, json, math, os, shutil, torch, warnings
 import torch.distributed as dist
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from .distill import Group, trainable
 from .recipe import Recipe
@@ -127,8 +127,8 @@ def method_of(objective):
 def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, seed=pairs.seed)
-    recipe = {k: v for k, v in asdict(recipe).items() if k not in ('engine', 'log_every', 'save_every')}
-    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint, **drawn)))
+    recipe = {k: v for k, v in (dict(recipe) | drawn).items() if k not in ('engine', 'log_every', 'save_every')}
+    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint)))
 
 def first_weights(objective):
     "A fingerprint of all weights that learn, to be taken before they do."
@@ -199,7 +199,7 @@ def read_run(folder, parts=()):
     if found: raise RunError(f'{folder}: {"; ".join(faults)}. Delete the folder to start over')
 
 # %% ../nbs/4_training/02_state.ipynb #fd9d4a0b
-SCHEDULE = 'steps', 'rate', 'halve_at'   # of a recipe: together they say the rate of a step
+SCHEDULE = 'steps', 'rate', 'warmup', 'schedule', 'halve_at'   # of a recipe: together they say the rate of a step
 
 def other_rate(was, now, first, last):
     "The first step from `first` to `last` to which two recipes, as dicts, give other rates, in words; or None."

@@ -30,6 +30,7 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
+parameters
 reading
 images layers adapt taps regressors
 metrics plots data losses models
@@ -40,7 +41,8 @@ step
 engine
 train bench explore
 runs workflow
-launch""".splitlines()
+launch export
+cli""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."
