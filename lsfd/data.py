@@ -142,12 +142,13 @@ class Pixels:
         area = self.size.prod(1)
         self.first, self.width = ((area.cumsum(0) - area).to(flat.device), self.size[:,1].to(flat.device))
 
-    def crop(self, image, y, x, flip, side:int):
-        "int64 tensors of n entries to n square crops, float n3SS in 0..255 (channels_last); `flip` as in `places`."
+    def crop(self, image, y, x, flip, side:int, rotate:bool=False):
+        "int64 tensors of n entries to n square crops, float n3SS in 0..255 (channels_last); `flip` and `rotate` as in `places`."
         d = torch.arange(side, device=self.flat.device)
-        def run(start, back): return start[:,None] + torch.where(back[:,None] > 0, side-1-d, d)
-        at = (self.first[image][:,None] + run(y, flip & 2)*self.width[image][:,None])[:,:,None] + run(x, flip & 1)[:,None,:]
-        if (flip & 4).any(): at = torch.where((flip & 4)[:,None,None] > 0, at.mT, at)
+        def line(start, back): return start[:,None] + torch.where(back[:,None] > 0, side-1-d, d)
+        rows = line(y, flip & 2) if rotate else y[:,None] + d
+        at = (self.first[image][:,None] + rows*self.width[image][:,None])[:,:,None] + line(x, flip & 1)[:,None,:]
+        if rotate: at = torch.where((flip & 4)[:,None,None] > 0, at.mT, at)
         cut = self.flat.index_select(0, at.flatten()).view(*at.shape, 3)
         return send(cut, self.device).permute(0,3,1,2).float()
 
@@ -241,7 +242,7 @@ def crops(self:PatchPairs, draw):
     "LR and HR patches at any rows of a `draw`: float n3SS in 0..255."
     image, y, x, flip = send(torch.as_tensor(draw), self.lr.flat.device).T
     s, side = self.scale, self.lr_patch
-    return self.lr.crop(image, y, x, flip, side), self.hr.crop(image, s*y, s*x, flip, s*side)
+    return self.lr.crop(image, y, x, flip, side, self.rotate), self.hr.crop(image, s*y, s*x, flip, s*side, self.rotate)
 
 @patch
 def batch(self:PatchPairs, step:int, n:int=None):
