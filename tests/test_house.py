@@ -32,7 +32,7 @@ def files():
 LAYERS = """system
 images layers taps regressors
 metrics plots data losses models
-distill paired efficiency lam
+distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger
 state
 step
