@@ -8,15 +8,16 @@ __all__ = ['PointRegressor', 'DeepRegressor']
 # %% ../nbs/1_method/02_regressors.ipynb #c002
 import torch
 from torch import nn
+from .layers import Block
 
 # %% ../nbs/1_method/02_regressors.ipynb #c004
-class PointRegressor(nn.Sequential):
+class PointRegressor(Block, nn.Sequential):
     "FitNet's regressor: one 1×1 convolution and a ReLU, (B,n_in,H,W) → (B,n_out,H,W)."
     def __init__(self, n_in, n_out):
         super().__init__(nn.Conv2d(n_in, n_out, 1), nn.ReLU())
 
 # %% ../nbs/1_method/02_regressors.ipynb #c007
-class DeepRegressor(nn.Sequential):
+class DeepRegressor(Block, nn.Sequential):
     "DR of Eq. 2, (B,n_in,H,W) → (B,n_out,H,W)."
     def __init__(self,
         n_in,        # the student's channels

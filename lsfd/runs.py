@@ -18,7 +18,7 @@ from .system import bundled, repo_root
 from .distill import Distill, Group, METHODS
 from .models import ARCHS, DEMO, create_model, load_model
 from .models.slice import slice_teacher
-from .train import PROFILES
+from .train import ENGINES, PROFILES
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c005
 class ParameterError(ValueError):
@@ -59,7 +59,7 @@ def check_parameters(
 # %% ../nbs/7_annexes/02_runs.ipynb #c014
 _common = dict(
     model=tuple(ARCHS), scale=(2, 3, 4), profile=tuple(PROFILES), data=str, benchmark=str, teacher=str,
-    steps=int, rate=float, precision=('auto', 'fp32', 'bf16'), compile=bool, device=str,
+    steps=int, rate=float, precision=('auto', 'fp32', 'bf16'), engine=ENGINES, device=str,
     out=str, resume=bool, ledger=str)
 TRAIN = _common | dict(method=tuple(METHODS), role=('student', 'teacher'), init=('random', 'teacher'),
                        seed=range(2**32), processes=range(1, 257))
@@ -152,7 +152,7 @@ def find_recipe(p):
     "The profile's `Recipe` with the run's own steps, rate and precision; 0 leaves the profile's."
     recipe, precision = PROFILES[p.profile], p.precision
     if precision == 'auto': precision = recipe.precision if has_bf16(find_device(p)) else 'fp32'
-    return replace(recipe, precision=precision, compile=p.compile,
+    return replace(recipe, precision=precision, engine=p.engine,
                    steps=p.steps or recipe.steps, rate=p.rate or recipe.rate)
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c042

@@ -123,7 +123,7 @@ def method_of(objective):
 def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, seed=pairs.seed)
-    return json.loads(json.dumps(dict(recipe=asdict(recipe), **method_of(objective), data=pairs.fingerprint, **drawn)))
+    return json.loads(json.dumps(dict(recipe=asdict(recipe) | dict(engine=None), **method_of(objective), data=pairs.fingerprint, **drawn)))
 
 # %% ../nbs/4_training/02_state.ipynb #c039
 def get_rng(device):

@@ -10,6 +10,7 @@ import time
 from .recipe import *
 from .state import *
 from .step import *
+from .engine import *
 
 # %% ../nbs/4_training/04_train.ipynb #c071
 def share(pairs, step, rank=0, ranks=1):
@@ -17,12 +18,9 @@ def share(pairs, step, rank=0, ranks=1):
     return pairs.batch(step) if ranks == 1 else pairs.crops(pairs.draw(step)[rank::ranks])
 
 def check_run(objective, pairs, recipe, ranks=1):
-    "Complain unless the patches suit the networks and the number of ranks, and taps a compiled step."
+    "Complain unless the patches suit the networks and the number of ranks."
     if objective.scale != pairs.scale:
         raise RunError(f'the networks enlarge ×{objective.scale}, the patches are ×{pairs.scale}: use one scale')
-    if recipe.compile and any(d.at for d in getattr(objective, 'objectives', [objective])):
-        raise RunError('taps by name are hooks, which no compiled step can set: train without compile, '
-                       'or let the network declare tap_points as EDSR does')
     if pairs.n % ranks:
         raise RunError(f'a batch of {pairs.n} cannot be shared by {ranks} processes: choose a divisor')
 
@@ -36,20 +34,18 @@ def fit(
     "Train, yielding a `Log` every `log_every` steps; killed and called again it ends with the same weights."
     rank, ranks = world()
     check_run(objective, pairs, recipe, ranks)
-    step, optimiser = prepare(objective, recipe)
+    engine = Engine(objective, recipe)
     with open_run(out, resume) as folder:
         ident, writes = identity(objective, pairs, recipe), folder and rank == 0
-        at = load_run(folder, objective, optimiser, ident) if folder else Progress()
+        at = load_run(folder, objective, engine, ident) if folder else Progress()
         if writes: cut_log(folder, at.step)
         start = time.perf_counter() - at.seconds
         while at.step < recipe.steps:
-            for g in optimiser.param_groups: g['lr'] = recipe.rate_at(at.step)
             batch = share(pairs, at.step, rank, ranks)
             if at.step & (at.step - 1) == 0:   # 0, 1, 2, 4, 8, …
                 with unnoticed(objective):
                     at.shares = shares(objective, forward(objective, batch, recipe.precision), first=at.step == 0)
-            if recipe.compile: torch.compiler.cudagraph_mark_step_begin()
-            at.add(update(optimiser, forward(step, batch, recipe.precision)))
+            at.add(engine.step(batch, recipe.rate_at(at.step)))
             at.seconds = time.perf_counter() - start
             due = lambda every: at.step % every == 0 or at.step == recipe.steps
             log_due, save_due = due(recipe.log_every), due(recipe.save_every)
@@ -57,6 +53,6 @@ def fit(
             if log_due or save_due: row = at.log(recipe)   # stops here if a loss is not finite
             if log_due: at = Progress(at.step, shares=at.shares, seconds=at.seconds)
             if log_due and writes: append_log(folder, row)
-            if save_due and writes: save_run(folder, objective, optimiser, ident, at)
+            if save_due and writes: save_run(folder, objective, engine, ident, at)
             if log_due: yield row
     objective.eval()

@@ -37,7 +37,7 @@ def test_a_group_is_one_graph():
 def test_compiled_run_learns_the_same(precision):
     plain, fast = objective('edsr', 'LSFD'), objective('edsr', 'LSFD')
     recipe = dict(steps=4, rate=1e-3, log_every=2, precision=precision)
-    rows = [list(fit(o, pairs, Recipe(compile=c, **recipe))) for o, c in ((plain, False), (fast, True))]
+    rows = [list(fit(o, pairs, Recipe(engine=e, **recipe))) for o, e in ((plain, 'eager'), (fast, 'compiled'))]
     for a, b in zip(*rows): assert abs(a['total'] - b['total']) < .02*a['total']
     if precision == 'fp32':
         for p, q in zip(trainable(plain), trainable(fast)): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)

@@ -205,8 +205,9 @@ def test_the_scale_is_known_without_a_teacher():
     unpadded = Net(); unpadded.b.padding = (0, 0)
     refused(ValueError, 'makes images ×1.75', unpadded, method='Student', at=None)
 
-def test_no_compiled_step_with_taps_by_name():
-    with pytest.raises(RuntimeError, match='no compiled step can set'): next(fit(Distill(Net(), TEACHER, **METHODS['LSFD'], **NAMES), pairs(), Recipe.smoke(compile=True)))
+def test_taps_by_name_are_not_compiled(capsys):
+    next(fit(Distill(Net(), TEACHER, **METHODS['LSFD'], **NAMES), pairs(), Recipe.smoke(engine='compiled')))
+    assert 'engine: eager (taps by name are hooks, which are not compiled)' in capsys.readouterr().out
 
 def test_views_that_training_would_refuse_are_found_in_the_dry_run():
     refused(ValueError, 'view size is not compatible', Net(Fn(lambda f: f.view(len(f), -1).view(f.shape))), TEACHER)

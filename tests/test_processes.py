@@ -17,12 +17,11 @@ torch.set_num_threads(1)
 GRADIENTS = '''
 import sys, torch, torch.distributed as dist
 from lsfd.runs import TRAIN, build, check_parameters, defaults
-from lsfd.train import forward, prepare, share, trainable
+from lsfd.train import Engine, forward, share, trainable
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
 objective, pairs, recipe, _ = build(check_parameters(defaults('train') | dict(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]), **TRAIN))
-step, _ = prepare(objective, recipe)
-forward(step, share(pairs, 0), 'fp32')['total'].backward()
+forward(Engine(objective, recipe).network, share(pairs, 0), 'fp32')['total'].backward()
 if dist.get_rank() == 0: torch.save([p.grad for p in trainable(objective)], sys.argv[1])
 dist.destroy_process_group()
 '''

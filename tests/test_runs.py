@@ -171,3 +171,9 @@ def test_papermill_reports_the_error(tmp_path):
     r = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', tmp_path/'out.ipynb', '-k', 'python3', '-p', 'modle', 'rcan'], cwd=ROOT,
         stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert r.returncode and 'modle is not a parameter' in r.stderr
+
+def test_a_fresh_run_in_two_processes_is_scored(tmp_path):
+    given = dict(profile='smoke', precision='fp32', device='cpu', processes=2, resume=False, out=str(tmp_path/'run'), ledger=str(tmp_path/'l.jsonl'))
+    assert notebook('train.ipynb', **given)['file'].is_file()
+    assert len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
+    with pytest.raises(RuntimeError, match='already holds a run'): notebook('train.ipynb', **given)

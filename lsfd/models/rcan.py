@@ -8,7 +8,7 @@ __all__ = ['ChannelAttention', 'RCAB', 'ResGroup', 'RCAN']
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c002
 from functools import partial
 from torch import nn
-from ..layers import conv3, ResidualSR
+from ..layers import Block, conv3, ResidualSR
 
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c005
 class ChannelAttention(nn.Module):
@@ -25,7 +25,7 @@ class ChannelAttention(nn.Module):
         return x*self.conv_du(x.mean((2, 3), keepdim=True))
 
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c011
-class RCAB(nn.Module):
+class RCAB(Block):
     "Residual channel attention block: conv, ReLU, conv, attention, plus the input; keeps (B,C,H,W)."
     def __init__(self, n_feats, reduction=16):
         super().__init__()

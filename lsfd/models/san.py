@@ -10,7 +10,7 @@ __all__ = ['FLOOR', 'covariance', 'matrix_sqrt', 'centre', 'precisely', 'SOCA', 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..layers import conv3, fp32, upsampler, without_autocast, MeanShift, StaysFp32
+from ..layers import Block, conv3, fp32, upsampler, without_autocast, MeanShift, StaysFp32
 
 # %% ../../nbs/3_networks/04_models.san.ipynb #c005
 def covariance(x):
@@ -112,7 +112,7 @@ class RB(nn.Module):
 
     def forward(self, x): return x + self.conv_first(x)
 
-class LSRAG(nn.Module):
+class LSRAG(Block):
     "`n_blocks` residual blocks, covariance attention and a convolution, plus the input."
     def __init__(self, n_blocks, n_feats, reduction=16):
         super().__init__()
