@@ -18,6 +18,7 @@ from .data import send
 from .efficiency import inference as at_rest, noise
 from .images import bicubic, to_luma, to_tensor, to_image
 from .metrics import METRICS, Protocol, metric_text
+from .report import markdown
 from .tiles import Tiles, device_of, exact, find_tiles, four_crop, pixels_that_fit, reach, short_of_memory, whole
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c007
@@ -134,7 +135,7 @@ def text(self:Scores, kind='markdown'):
     both = pd.concat([self.table, self.mean.to_frame('mean').T])
     if kind == 'csv': return both.to_csv()
     if kind == 'latex': return both.style.format('{:.4f}').format_index(escape='latex').format_index(escape='latex', axis=1).to_latex(hrules=True)
-    if kind == 'markdown': return both.rename(lambda k: str(k).replace('|', r'\|')).to_markdown(floatfmt='.4f')
+    if kind == 'markdown': return markdown(both.map('{:.4f}'.format))
     raise ValueError(f"kind={kind!r}: use 'markdown', 'latex' or 'csv'")
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #b388b201
