@@ -31,7 +31,7 @@ def files():
 
 LAYERS = """system
 reading
-images layers taps regressors
+images layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger report
