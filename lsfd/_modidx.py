@@ -581,7 +581,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lsfd.tiles.Tiles.tile': ('7_annexes/tiles.html#tiles.tile', 'lsfd/tiles.py'),
                             'lsfd.tiles.bytes_per_pixel': ('7_annexes/tiles.html#bytes_per_pixel', 'lsfd/tiles.py'),
                             'lsfd.tiles.cuts': ('7_annexes/tiles.html#cuts', 'lsfd/tiles.py'),
-                            'lsfd.tiles.device_of': ('7_annexes/tiles.html#device_of', 'lsfd/tiles.py'),
                             'lsfd.tiles.exact': ('7_annexes/tiles.html#exact', 'lsfd/tiles.py'),
                             'lsfd.tiles.find_tiles': ('7_annexes/tiles.html#find_tiles', 'lsfd/tiles.py'),
                             'lsfd.tiles.four_crop': ('7_annexes/tiles.html#four_crop', 'lsfd/tiles.py'),

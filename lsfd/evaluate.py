@@ -14,12 +14,13 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c003
+from .adapt import check_range, inference as at_rest, like, stated_scale
 from .data import send
-from .efficiency import inference as at_rest, noise
+from .efficiency import noise
 from .images import bicubic, to_luma, to_tensor, to_image
 from .metrics import METRICS, Protocol, metric_text
 from .report import markdown
-from .tiles import Tiles, device_of, exact, find_tiles, four_crop, pixels_that_fit, reach, short_of_memory, whole
+from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, short_of_memory, whole
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c007
 @contextmanager
@@ -40,7 +41,7 @@ def enlarge(
     way=whole,   # how: a function of the network and the image
     inference='whole'):   # what was asked for, for a message
     "The network's enlargement of `lr`, on the network's device."
-    with at_rest(model), memory_hint(lr.shape[2:], inference): return way(model, send(lr, device_of(model)))
+    with at_rest(model), memory_hint(lr.shape[2:], inference): return way(model, send(lr, like(model).device))
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c042
 def find_way(
@@ -70,6 +71,7 @@ def upscale(
     image,                # uint8 HWC
     inference='whole'):   # '4-crop', 'tiles' or 'auto', as for `find_way`
     "The network's picture of an image, uint8 HWC."
+    check_range(model)
     _, way = find_way(model, inference, image.shape[0]*image.shape[1])
     return to_image(enlarge(model, to_tensor(image), way, inference))
 
@@ -160,9 +162,8 @@ def check_fit(model, benchmark):
 def naming(image):
     "Let an error begin with the image that it is about."
     try: yield
-    except (RuntimeError, ValueError, TypeError) as e:
-        kind = next(k for k in (TypeError, ValueError, RuntimeError) if isinstance(e, k))
-        raise kind(f'{image}: {e}') from e
+    except (RuntimeError, ValueError) as e:
+        raise (ValueError if isinstance(e, ValueError) else RuntimeError)(f'{image}: {e}') from e
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #9febf662
 def bicubic_scores(benchmark, protocol, name, lr, hr):

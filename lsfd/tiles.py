@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'short_of_memory', 'padded', 'image_of', 'whole', 'four_crop', 'stain', 'reach', 'cuts', 'Tiles', 'same',
-           'exact', 'find_tiles', 'bytes_per_pixel', 'device_of', 'pixels_that_fit']
+           'exact', 'find_tiles', 'bytes_per_pixel', 'pixels_that_fit']
 
 # %% ../nbs/7_annexes/14_tiles.ipynb #t002
 import copy, re, torch
 from dataclasses import dataclass
 from torch.nn import functional as F
-from .efficiency import Meter, inference, noise
+from .adapt import NetworkError, enlarged, inference, like
+from .efficiency import Meter, noise
 from .system import spare_memory
 
 # %% ../nbs/7_annexes/14_tiles.ipynb #t005
@@ -27,10 +28,8 @@ def padded(x, h, w):
 
 def image_of(model, x):
     "The network's output, which must be one tensor (B,3,scale·h,scale·w)."
-    sr, (h, w) = model(x), x.shape[2:]
-    if not isinstance(sr, torch.Tensor):
-        raise TypeError(f'the network returns a {type(sr).__name__}, not one image: wrap it in a module that returns the image')
-    if sr.ndim != 4 or sr.shape[:2] != x.shape[:2] or sr.shape[2] % h or sr.shape[2]*w != sr.shape[3]*h:
+    sr, (h, w) = enlarged(model, x), x.shape[2:]
+    if sr.shape[:2] != x.shape[:2] or sr.shape[2] % h or sr.shape[2]*w != sr.shape[3]*h:
         raise ValueError(f'the network makes {tuple(sr.shape)} of {tuple(x.shape)}')
     return sr
 
@@ -38,7 +37,7 @@ def image_of(model, x):
 def whole(model, x):
     "(B,3,h,w) → (B,3,scale·h,scale·w) in one piece; a size that the network refuses is padded to one that it takes."
     try: return image_of(model, x)
-    except TypeError: raise
+    except NetworkError: raise
     except Exception as e:
         if short_of_memory(e): raise
         refused = e
@@ -149,8 +148,6 @@ def bytes_per_pixel(model, side=32):
     with Meter() as meter, inference(model): whole(model, x)
     return (meter.peak + x.nbytes)/side**2
 
-def device_of(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
-
 def pixels_that_fit(model):
     "LR pixels that the network can enlarge at once in half of the memory that is free on its device."
-    return spare_memory(device_of(model))/bytes_per_pixel(model)
+    return spare_memory(like(model).device)/bytes_per_pixel(model)
