@@ -11,7 +11,7 @@ __all__ = ['Log', 'read_logs', 'append_log', 'write_log', 'world', 'average', 'R
 import hashlib, json, math, torch
 import torch.distributed as dist
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from filelock import FileLock, Timeout
 from pathlib import Path
 from .distill import Group, trainable
@@ -123,7 +123,7 @@ def method_of(objective):
 def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, seed=pairs.seed)
-    return json.loads(json.dumps(dict(recipe=asdict(recipe) | dict(engine=None), **method_of(objective), data=pairs.fingerprint, **drawn)))
+    return json.loads(json.dumps(dict(recipe=dict(recipe) | drawn | dict(engine=None), **method_of(objective), data=pairs.fingerprint)))
 
 # %% ../nbs/4_training/02_state.ipynb #c039
 def get_rng(device):
@@ -156,8 +156,9 @@ def read_run(path, ident):
     except Exception as e:
         raise RunError(f'{path} cannot be read ({type(e).__name__}): delete it to start over') from None
     if not isinstance(state, dict) or 'ident' not in state: raise RunError(f'{path} is no state of a run: delete it to start over')
-    was = state['ident']
-    other = [f'{k} was {was.get(k)}, now {ident.get(k)}' for k in was | ident if was.get(k) != ident.get(k)]
+    flat = lambda d: {k: v for k, v in d.items() if k != 'recipe'} | d.get('recipe', {})
+    was, now = flat(state['ident']), flat(ident)
+    other = [f'{k} was {was.get(k)}, now {now.get(k)}' for k in was | now if was.get(k) != now.get(k)]
     if other: raise RunError(f'{path.parent} holds another run: {"; ".join(other)}. '
                              'Choose another out, or delete that folder')
     return state

@@ -30,6 +30,7 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
+parameters
 reading
 images layers adapt taps regressors
 metrics plots data losses models
@@ -39,8 +40,9 @@ state
 step
 engine
 train bench explore
-runs
-launch""".splitlines()
+runs workflow
+launch export
+cli""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."

@@ -30,9 +30,9 @@ import lsfd
 assert 'site' in Path(lsfd.__file__).parts, lsfd.__file__
 from lsfd.ledger import paper_table, read
 from lsfd.models import load_demo
-from lsfd.runs import defaults
+from lsfd.runs import Train
 from lsfd.system import bundled
-print(len(paper_table()), len(paper_table(1)), len(read()) > 20, load_demo('rcan_teacher').scale, defaults('train')['model'])
+print(len(paper_table()), len(paper_table(1)), len(read()) > 20, load_demo('rcan_teacher').scale, Train().model)
 print(len(list(bundled('nbs').rglob('*.ipynb'))))
 '''
 
