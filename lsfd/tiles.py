@@ -17,15 +17,18 @@ from .system import spare_memory
 # %% ../nbs/7_annexes/14_tiles.ipynb #t005
 SIDES = 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 64    # multiples that strides and windows ask for
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #5d3c888d
 def short_of_memory(e):
     "Whether an error means that memory is short."
     return isinstance(e, MemoryError) or bool(re.search('out of memory|allocate memory|not enough memory', str(e)))
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #0bdaf78f
 def padded(x, h, w):
     "(B,3,H,W) continued at the bottom and on the right to (B,3,h,w): reflected where there is enough to reflect."
     H, W = x.shape[2:]
     return F.pad(x, (0, w - W, 0, h - H), 'reflect' if h < 2*H and w < 2*W else 'replicate')
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #94a46641
 def image_of(model, x):
     "The network's output, which must be one tensor (B,3,scale·h,scale·w)."
     sr, (h, w) = enlarged(model, x), x.shape[2:]
@@ -50,6 +53,7 @@ def whole(model, x):
         return sr[..., :sr.shape[2]//H*h, :sr.shape[3]//W*w]
     raise RuntimeError(f'the network takes no LR image of {h}x{w} pixels, nor one padded to multiples of 2 to 64: {refused}') from refused
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #a7fed7ad
 def four_crop(model, x):
     "(B,3,h,w) → (B,3,scale·h,scale·w): the four quarters enlarged one by one and put together, without overlap."
     h, w = (n//2 for n in x.shape[2:])
@@ -66,6 +70,7 @@ def stain(model, n, cut, dim, after):
     side = bad[:cut].flip(0) if after else bad[cut:]
     return None if side.all() else int(side.nonzero().max()) + 1 if side.any() else 0
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #30a1f06d
 def reach(
     model,     # a network
     grid=1):   # cuts lie at multiples of it
@@ -86,6 +91,7 @@ def cuts(n, side, grid=1):
     starts = sorted({grid*(n*i//k//grid) for i in range(k)})
     return list(zip(starts, [*starts[1:], n]))
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #215817fe
 @dataclass(frozen=True)
 class Tiles:
     "Enlarge piece by piece: at most about `side` LR pixels wide, and seen with up to `overlap` more on each side."
@@ -122,6 +128,7 @@ def same(model, overlap, grid, dim, extra):
         return (part - sr.narrow(dim, s*a, s*(b - a))).abs().max() <= tolerance
     return all(agree(grid*i, n) and agree(0, n//grid*grid - grid*i) for i in (1, 2, 3, 5))
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #cbffcc83
 def exact(model, overlap, grid=1):
     "Whether pieces that begin at multiples of `grid`, seen with `overlap` more, give what the whole image gives."
     def holds(net):
@@ -148,6 +155,7 @@ def bytes_per_pixel(model, side=32):
     with Meter() as meter, inference(model): whole(model, x)
     return (meter.peak + x.nbytes)/side**2
 
+# %% ../nbs/7_annexes/14_tiles.ipynb #99493336
 def pixels_that_fit(model):
     "LR pixels that the network can enlarge at once in half of the memory that is free on its device."
     return spare_memory(like(model).device)/bytes_per_pixel(model)
