@@ -152,11 +152,11 @@ def flat_images(benchmark):
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c069
 def check_fit(model, benchmark):
-    "Complain about a benchmark of another scale, or an empty one."
-    s = getattr(model, 'scale', None)
-    if isinstance(s, int) and s != benchmark.scale:
+    "Complain about a benchmark of another scale, an empty one, or a network of images in 0..1."
+    if (s := stated_scale(model) or benchmark.scale) != benchmark.scale:
         raise ValueError(f'the network enlarges ×{s}, the benchmark is ×{benchmark.scale}: load that with scale={s}')
     if not len(benchmark): raise ValueError(f'{benchmark.name} holds no images')
+    check_range(model)
 
 @contextmanager
 def naming(image):
