@@ -7,10 +7,8 @@ __all__ = ['side_by_side', 'ratios', 'best', 'conv_rate', 'matmul_rate', 'copy_r
            'step_counts', 'growth', 'note', 'noted']
 
 # %% ../nbs/7_annexes/09_bench.ipynb #c002
-import json, os, time, torch, weakref
+import time, torch, warnings, weakref
 import numpy as np, pandas as pd
-from filelock import FileLock
-from pathlib import Path
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from .efficiency import clock
+from .system import append_rows, locked, read_rows
 from .distill import trainable
 from .train import forward
 
@@ -146,10 +145,11 @@ def growth(sizes, costs):
 # %% ../nbs/7_annexes/09_bench.ipynb #c034
 def note(rows, path, **about):
     "Append dicts to a file of JSON lines, each with the facts `about` all of them; safe among processes."
-    text = ''.join(json.dumps(about | row) + '\n' for row in rows)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{path}.lock'), open(path, 'a') as f: f.write(text); f.flush(); os.fsync(f.fileno())
+    with locked(path): append_rows(path, [about | row for row in rows])
 
 def noted(path):
-    "What was noted, as a DataFrame; empty if nothing was."
-    return pd.read_json(path, lines=True) if Path(path).exists() and Path(path).stat().st_size else pd.DataFrame()
+    "What was noted, as a DataFrame; empty if nothing was. A broken line is warned about and skipped."
+    lines = list(read_rows(path))
+    for n, _, wrong in lines:
+        if wrong: warnings.warn(f'{path}, line {n} skipped: {wrong}', stacklevel=2)
+    return pd.DataFrame([row for _, row, _ in lines if row])

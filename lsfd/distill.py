@@ -10,6 +10,7 @@ __all__ = ['SIZES', 'RESERVED', 'outputs', 'StepOutputs', 'dry_run', 'dry_runs',
 import torch
 from dataclasses import dataclass
 from torch import nn
+from .adapt import check_range, inference, like
 from .taps import TapError, tap
 from .losses import METHODS
 
@@ -37,15 +38,10 @@ class StepOutputs:
     teacher: nn.Module = None
 
 # %% ../nbs/1_method/09_distill.ipynb #c025
-@torch.no_grad()
 def dry_run(model, at, size=16):
     "Scale and tap shapes of a network, from one black image: `(scale, [(channels, height, width), …])`."
-    device = next((p.device for p in model.parameters()), 'cpu')
-    x = torch.zeros(1, 3, size, size, device=device).to(memory_format=torch.channels_last)   # as in training
-    modes = {m: m.training for m in model.modules()}
-    try: sr, features = tap(model.eval(), x, at)   # a black image must not enter anybody's statistics
-    finally:
-        for m, mode in modes.items(): m.training = mode
+    x = torch.zeros(1, 3, size, size, device=like(model).device).to(memory_format=torch.channels_last)   # as in training
+    with inference(model): sr, features = tap(model, x, at)   # a black image must not enter anybody's statistics
     if sr.shape[1] != 3 or sr.shape[2] != sr.shape[3]:
         raise ValueError(f'{type(model).__name__} makes {tuple(sr.shape)} of {tuple(x.shape)}, not an enlarged RGB image')
     return sr.shape[3]/size, [tuple(f.shape[1:]) for f in features]
@@ -123,7 +119,7 @@ class Distill(nn.Module):
         self.scale, pairs = check_pair(student, teacher, self.at, self.at_teacher)
         self.student, self.teacher, self.terms = student, teacher, dict(terms)
         self.regressors = nn.ModuleList(regressor(*p) for p in pairs if regressor)
-        if teacher is not None: teacher.requires_grad_(False)
+        if teacher is not None: check_range(teacher.requires_grad_(False))
         self.train()
 
     def train(self, mode=True):

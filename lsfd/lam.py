@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from threading import RLock
 from torch.nn import functional as F
+from .adapt import check_range, one_image
 from .images import to_image
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c011
@@ -205,10 +206,11 @@ def lam(
     "Local attribution map: how each LR pixel contributes to the detail in a window of the SR image."
     check_settings(sigma, kernel, y=y, x=x, window=window, folds=folds, batch=batch)
     check_lr(lr, kernel)
+    check_range(model)
     with TURN, untouched(model, lr.device) as device:
         lr = lr.detach().clone()
         def path(t): return blurred(lr, sigma*(1 - t), kernel)
-        def enlarge(images): return model(images.float().to(device))
+        def enlarge(images): return one_image(model(images.float().to(device)), type(model).__name__)
         def objective(images): return detail(enlarge(images), y, x, window)
         with torch.no_grad(): ends = enlarge(path(torch.tensor([0., 1.])))
         check_sr(ends, lr.expand(2, -1, -1, -1), y, x, window)

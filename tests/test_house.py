@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
 from readme import FENCED, LINK
-from sync_settings import settings
+from sync_settings import developing, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -30,17 +30,19 @@ def files():
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
 LAYERS = """system
+parameters
 reading
-images layers taps regressors
+images layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam
-ablations recipe evaluate lamplots ledger
+ablations recipe evaluate lamplots ledger report
 state
 step
 engine
 train bench explore
-runs
-launch""".splitlines()
+runs workflow
+launch export
+cli""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."
@@ -119,7 +121,7 @@ def test_generated_files(tool):
 def test_environment_and_metadata_say_the_same():
     c, env = settings(), yaml.safe_load((ROOT/'environment.yml').read_text())
     pip = next(entry['pip'] for entry in env['dependencies'] if isinstance(entry, dict))
-    wanted = c['requirements'].split() + c['dev_requirements'].split()
+    wanted = c['requirements'].split() + developing(c).split()
     assert {str(Requirement(r)) for r in pip if r != '-e .'} == {str(Requirement(r)) for r in wanted}
     assert f"python>={c['min_python']}" in env['dependencies']
     assert f'__version__ = "{c["version"]}"' in (ROOT/'lsfd/__init__.py').read_text()
@@ -130,7 +132,7 @@ def test_requirements_name_what_is_imported():
     c, homes = settings(), packages_distributions()
     package = {top for path in (ROOT/'lsfd').rglob('*.py') for top in tops(path.read_text())}
     notebooks = {top for nb in NBS.values() for cell in sources(nb) for top in tops(cell)}
-    for used, listed in (package, c['requirements']), (notebooks, c['requirements'] + '\n' + c['dev_requirements']):
+    for used, listed in (package, c['requirements'] + '\n' + c['export_requirements']), (notebooks, c['requirements'] + '\n' + developing(c)):
         names = {Requirement(r).name for r in listed.split()} | {'lsfd'}
         missing = {top for top in used - sys.stdlib_module_names if not names & {d.lower() for d in homes.get(top, [])}}
         assert not missing, f'{missing}: name them in settings.ini'

@@ -7,8 +7,11 @@ from nbdev.config import get_config
 from torch import nn
 from torch.nn import functional as F
 
+from lsfd.adapt import Levels
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import Distill, Group, METHODS, dry_run, trainable
+from lsfd.images import to_tensor
+from lsfd.lam import lam
 from lsfd.models import create_model, load_model
 from lsfd.taps import TapError, tap
 from lsfd.train import Recipe, fit
@@ -145,9 +148,7 @@ BAD = {
     'after the shuffle': (lambda: Net(), dict(at=['up'], at_teacher=['body.4']), 'student [(3, 32, 32)], teacher [(32, 16, 16)]'),
     'other scale':      (lambda: Net(out=27, shuffle=3), NAMES, 'the student makes images ×3, the teacher ×2'),
     'no scale':         (lambda: Net(out=3, shuffle=1), NAMES, 'the student makes images ×1, the teacher ×2'),
-    'tuple of images':  (lambda: nn.Sequential(Net(), Rooms()), dict(at=['0.a']*3, at_teacher=NAMES['at_teacher']), 'Sequential returns a tuple'),
-    'dict':             (lambda: nn.Sequential(Net(), Fn(lambda x: dict(sr=x))), dict(at=['0.a']*3, at_teacher=NAMES['at_teacher']), 'Sequential returns a dict'),
-    'list of images':   (lambda: nn.Sequential(Net(), Fn(lambda x: [x, x])), dict(at=['0.a']*3, at_teacher=NAMES['at_teacher']), 'Sequential returns a list'),
+    'list of images':   (lambda: nn.Sequential(Net(), Fn(lambda x: [x, x])), dict(at=['0.a']*3, at_teacher=NAMES['at_teacher']), 'Sequential returns a list with 2 images'),
     'tuple at a tap':   (lambda: Net(nn.Sequential(Rooms(), Fn(lambda xs: xs[0]))), dict(at=['between.0'], at_teacher=['body.4']), "'between.0' returns a tuple"),
     'tokens at a tap':  (lambda: Net(nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (16, 16)))), dict(at=['between.0'], at_teacher=['body.4']), "'between.0' returns (1, 8, 256)"),
     'scripted':         (lambda: torch.jit.trace(Net(), torch.zeros(1, 3, 16, 16)), NAMES, 'compiled or scripted: give the original'),
@@ -160,8 +161,28 @@ def test_what_is_refused(case):
     if case == 'wrong name': names = names | dict(at_teacher=['body.4'])
     refused(ValueError, text, make(), TEACHER, **names)
 
-def test_an_output_that_is_no_tensor_is_refused_without_a_teacher_too():
-    with pytest.raises(TapError, match='returns a tuple'): Distill(nn.Sequential(Net(), Rooms()), **METHODS['Student'])(*pairs().batch(0))
+@pytest.mark.parametrize('more', [Rooms(), Fn(lambda x: dict(sr=x, loss=x.mean())), Fn(lambda x: [x])])
+def test_one_image_among_other_things_is_the_output(more):
+    net = Net()
+    a, b = (Distill(n, **METHODS['Student'])(*pairs().batch(0))['total'] for n in (net, nn.Sequential(net, more)))
+    assert torch.equal(a, b)
+
+class Narrow(nn.Module):
+    "A network of 0..255 as one of 0..1."
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(255*x)/255
+
+def test_a_teacher_of_another_range_is_refused_until_it_is_wrapped():
+    narrow = Narrow(TEACHER)
+    with pytest.raises(ValueError, match='Narrow works on images in 0..1.*Levels'): Distill(Net(), narrow, **METHODS['Logits'])
+    batch = pairs().batch(0)
+    a, b = (Distill(net, t, **METHODS['Logits'])(*batch)['sr'] for net in [Net()] for t in (TEACHER, Levels(narrow)))
+    torch.testing.assert_close(a, b)
+
+def test_lam_of_another_range():
+    lr = to_tensor(next(iter(PHOTOS.values()))[:48, :48])
+    with pytest.raises(ValueError, match='works on images in 0..1'): lam(Narrow(TEACHER), lr, 32, 32)
+    assert abs(lam(Levels(Narrow(TEACHER)), lr, 32, 32, folds=4).diffusion_index - lam(TEACHER, lr, 32, 32, folds=4).diffusion_index) < .01
 
 # --- what the mend brings
 

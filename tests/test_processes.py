@@ -1,14 +1,13 @@
 """Two processes under torchrun (gloo, CPU): the gradient of the whole batch, a rank that dies, a run that is resumed by another number of ranks."""
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest, torch
 from nbdev.config import get_config
 
 from lsfd.distill import trainable
 from lsfd.launch import command, environment
-from lsfd.runs import TRAIN, build, check_parameters, defaults
+from lsfd.runs import Train, build
 from lsfd.train import fit, forward, read_logs
 
 ROOT = get_config(Path(__file__).parent).config_path
@@ -16,19 +15,18 @@ torch.set_num_threads(1)
 
 GRADIENTS = '''
 import sys, torch, torch.distributed as dist
-from lsfd.runs import TRAIN, build, check_parameters, defaults
+from lsfd.runs import Train, build
 from lsfd.train import Engine, forward, share, trainable
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
-objective, pairs, recipe, _ = build(check_parameters(defaults('train') | dict(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]), **TRAIN))
+objective, pairs, recipe = build(Train(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]))
 forward(Engine(objective, recipe).network, share(pairs, 0), 'fp32')['total'].backward()
 if dist.get_rank() == 0: torch.save([p.grad for p in trainable(objective)], sys.argv[1])
 dist.destroy_process_group()
 '''
 
 def run(out, **kw):
-    given = dict(profile='smoke', precision='fp32', device='cpu', out=str(out)) | kw
-    return check_parameters(defaults('train') | given, **TRAIN)
+    return Train(profile='smoke', precision='fp32', device='cpu', out=out, **kw)
 
 @pytest.mark.parametrize('method', ['LSFD', 'FAKD'])
 def test_two_ranks_have_the_gradient_of_the_whole_batch(method, tmp_path):
@@ -55,8 +53,7 @@ def test_a_rank_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
     assert code != 0 and time.time() - start < 100                        # the other rank did not hang
     at = torch.load(tmp_path/'run/run.pt', weights_only=True)['at']['step']
     assert 6 <= at < 60
-    alone = SimpleNamespace(**vars(p) | dict(processes=1))
-    objective, pairs, recipe, folder = build(alone)                       # one process goes on where two were
+    (objective, pairs, recipe), folder = build(p), p.folder                      # one process goes on where two were
     steps = [log['step'] for log in fit(objective, pairs, recipe, folder)]
     assert steps[0] == at + 2 - at % 2 and steps[-1] == 60
     assert [r['step'] for r in read_logs(folder)] == list(range(2, 61, 2))

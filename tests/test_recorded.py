@@ -37,7 +37,7 @@ def test_nothing_recorded(tmp_path):
 def test_one_seed_claims_nothing(tmp_path):
     text, table, _ = page('ablations', tmp_path, study('map', {'literal': 0, 'detached': .02, 'no map (LFD)': -.01}))
     assert 'detached +0.020 dB' in text and 'one seed: luck is not excluded); that is no reason to change it' in text
-    assert '200 steps, 16 patches a step, rate 0.002, bf16, trained on photos, teacher abcdef012345, tested on Set5, seed 0' in text
+    assert '200 steps, 16 patches a step, rate 0.002, bf16, trained on photos, teacher abcdef012345, seed 0, tested on Set5' in text
     assert table.set_index('variant').gain.round(3).to_dict() == {'no map (LFD)': -.01, 'literal': 0, 'detached': .02}
 
 def test_seeds_agree_or_do_not(tmp_path):
@@ -66,14 +66,15 @@ def test_without_the_default_nothing_is_compared(tmp_path):
     assert table.empty and '-p study alpha2' in text
 
 def test_tables_keep_budgets_apart(tmp_path):
-    rows = [dict(method=m, benchmark=b, benchmark_fingerprint=b, psnr=x, teacher='' if m == 'Student' else ROW['teacher'])
+    rows = [dict(method=m, benchmark=b, benchmark_fingerprint=b, psnr=x, steps=2400, teacher='' if m == 'Student' else ROW['teacher'])
             for b in ('Set5', 'Urban100') for m, x in dict(Student=33., LSFD=33.1, FAKD=32.9, Logits=33.).items()]
-    rows += [dict(steps=9999, psnr=39.), dict(benchmark='photos'), dict(protocol='RGB')]
+    rows += [dict(steps=9999, psnr=39.), dict(steps=2400, benchmark='photos'), dict(steps=2400, protocol='RGB'), dict(steps=400, psnr=40.)]
     text, table, space = page('tables', tmp_path, rows)
     assert 'over Student on Set5, Urban100, dB: FAKD -0.100, LSFD +0.100, Logits +0.000; one seed, so luck is not excluded' in text
-    assert len(space['groups']) == 2 and '| LSFD | 33.100 | 38.189 | not measured |' in text
+    assert len(space['groups']) == 2 and '| LSFD | **33.100** | **38.189** | not measured |' in text and '40.000' not in text
+    assert r'\textbf{33.100}' in (tmp_path/'out'/'tables.tex').read_text()
     ours = table[table.ours.notna()]
-    assert set(ours.steps) == {200, 9999} and set(ours.benchmark) == {'Set5', 'Urban100'}
+    assert set(ours.steps) == {2400, 9999} and set(ours.benchmark) == {'Set5', 'Urban100'}
     assert len(table[table.ours.isna()]) == 240 - 8                                     # FAKD counts twice: with and without the star
 
 def test_what_is_recorded_here_can_be_shown(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastcore.nbio import read_nb
+from papermill.translators import translate_parameters
 from nbdev.config import get_config
 
 from lsfd.models import create_model, save_model
@@ -59,12 +60,19 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
 
 def notebook(name, **given):
     "Run a notebook's cells as papermill would, in this process: the given parameters follow the parameters cell."
-    space = {'__name__': '__main__', 'display': lambda *a: None}
+    space = {'__name__': '__main__', 'display': lambda *a: None, 'In': []}
     for cell in read_nb(ROOT/'nbs'/name).cells:
         if cell.cell_type != 'code': continue
-        exec(compile(cell.source, name, 'exec'), space)
-        if 'parameters' in cell.metadata.get('tags', []): space.update(given)
+        run(cell.source, space)
+        if 'parameters' in cell.metadata.get('tags', []): run(papermill_cell(given), space)
     return space
+
+def papermill_cell(given): return translate_parameters('python3', 'python', given, 'Parameters')
+
+def run(source, space):
+    "One cell, which is then in IPython's `In`."
+    space['In'].append(source)
+    exec(compile(source, 'cell', 'exec'), space)
 
 def photo(path, h=120, w=140, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,16 +91,16 @@ def folder(tmp, kind):
     return str(d)
 
 BAD = {
-    'unknown name':    (dict(modle='edsr'), 'modle is not a parameter'),
-    'unknown model':   (dict(model='swin'), 'choose one of edsr, rcan'),
+    'unknown name':    (dict(modle='edsr'), 'modle is not a parameter, did you mean model?'),
+    'unknown model':   (dict(model='swin'), 'choose one of edsr, rcan, san'),
     'unknown method':  (dict(method='lsfd'), 'choose one of Student, FAKD, FitNet, LFD, LSFD'),
-    'scale 5':         (dict(scale=5), 'scale=5: choose one of 2, 3, 4'),
-    'true is text':    (dict(resume='true'), 'True and False, with a capital'),
-    'negative steps':  (dict(steps=-3), 'must be positive'),
-    'no such device':  (dict(device='gpu'), "device='gpu' cannot be used"),
+    'scale 5':         (dict(scale=5), 'scale=5: input should be less than or equal to 4'),
+    'no boolean':      (dict(resume='maybe'), "resume='maybe': input should be a valid boolean"),
+    'negative steps':  (dict(steps=-3), 'steps=-3: input should be greater than or equal to 1'),
+    'no such device':  (dict(device='gpu'), "device='gpu': choose auto, cpu, cuda or mps"),
     'no teacher':      (dict(scale=3), 'needs a rcan teacher ×3'),
-    'lost teacher':    (dict(teacher='nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
-    'other teacher':   (dict(model='edsr', teacher=TEACHER), 'is an rcan ×2, the run is edsr ×2'),
+    'lost teacher':    (dict(teacher='nowhere.safetensors'), "teacher='nowhere.safetensors': no file at"),
+    'other teacher':   (dict(scale=3, teacher=TEACHER), 'is ×2, the run ×3'),
     'missing folder':  (dict(data='nowhere'), 'nowhere'),
     'empty folder':    (dict(data='empty'), 'no images in'),
     'only text':       (dict(data='text'), '1 other files'),
@@ -100,11 +108,11 @@ BAD = {
     'corrupt image':   (dict(data='corrupt'), 'bad.png'),
     'unlike pairs':    (dict(data='pairs'), "pair 'a'"),
     'missing LR':      (dict(data='orphans'), "first 'b'"),
-    'infinite rate':   (dict(rate=float('inf')), 'between 0 and 1'),
-    'odd seed':        (dict(seed=2**70), 'choose a whole number from 0 to'),
-    'no processes':    (dict(processes=0), 'choose a whole number from 1'),
+    'infinite rate':   (dict(rate=float('inf')), 'rate=inf: input should be a finite number'),
+    'odd seed':        (dict(seed=2**70), 'input should be less than 4294967296'),
+    'no processes':    (dict(processes=0), 'processes=0: input should be greater than or equal to 1'),
     'unused teacher':  (dict(method='Student', teacher=TEACHER), 'would not be used'),
-    'empty benchmark': (dict(benchmark=','), 'benchmark is empty'),
+    'no data':         (dict(data=','), 'data=[]'),
     'twin benchmarks': (dict(benchmark='photos,photos'), "two benchmarks are called 'photos'"),
     'tiny benchmark':  (dict(benchmark='speck'), 'too small to be scored'),
     'lost ledger':     (dict(ledger='/proc/nowhere/l.jsonl'), 'cannot write'),
@@ -131,14 +139,14 @@ def test_evaluate_refuses_a_damaged_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='damaged'): notebook('evaluate.ipynb', checkpoint=str(file))
 
 BAD_EVALUATE = {
-    'unknown name':      (dict(inferense='tiles'), 'inferense is not a parameter'),
+    'unknown name':      (dict(inferense='tiles'), 'inferense is not a parameter, did you mean inference?'),
     'unknown inference': (dict(inference='tile'), "inference='tile': choose one of whole, 4-crop, tiles, auto"),
-    'lost checkpoint':   (dict(checkpoint='nowhere.safetensors'), 'student.safetensors that train.ipynb leaves'),
+    'lost checkpoint':   (dict(checkpoint='nowhere.safetensors'), "checkpoint='nowhere.safetensors': no file at"),
     'out is a file':     (dict(out=str(ROOT/'README.md')), 'is no folder that can be written to: choose another'),
     'out in a file':     (dict(out=str(ROOT/'README.md'/'scores')), 'is no folder that can be written to: choose another'),
-    'empty benchmark':   (dict(benchmark=','), 'benchmark is empty'),
+    'empty benchmark':   (dict(benchmark=','), 'benchmark=[]'),
     'no benchmark':      (dict(benchmark='photos,Set6'), 'Set6'),
-    'no such device':    (dict(device='gpu'), "device='gpu' cannot be used"),
+    'no such device':    (dict(device='gpu'), "device='gpu': choose auto, cpu, cuda or mps"),
 }
 
 @pytest.mark.parametrize('case', BAD_EVALUATE)

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def away(tmp_path_factory):
     "A function that runs Python in an empty folder, where `lsfd` is the wheel's."
     tmp = tmp_path_factory.mktemp('wheel')
-    for name in 'pyproject.toml', 'README.md', 'LICENSE', 'lsfd', 'nbs', 'data':   # a copy: setuptools leaves files where it builds
-        if (ROOT/name).is_file(): shutil.copy(ROOT/name, tmp/name); continue
-        shutil.copytree(ROOT/name, tmp/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', *([] if name != 'data' else ['DIV2K*', 'benchmark'])))
+    hidden = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for name in 'lsfd', 'nbs', 'data/checkpoints', 'data/paper': shutil.copytree(ROOT/name, tmp/name, ignore=hidden)   # setuptools leaves
+    for name in 'pyproject.toml', 'README.md', 'LICENSE', 'data/ledger.jsonl': shutil.copy(ROOT/name, tmp/name)        # files where it builds
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
     subprocess.run([*pip, 'wheel', '--no-build-isolation', '--no-deps', '-w', tmp/'dist', tmp], check=True)
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp/'site', *tmp.glob('dist/*.whl')], check=True)
@@ -30,9 +30,9 @@ import lsfd
 assert 'site' in Path(lsfd.__file__).parts, lsfd.__file__
 from lsfd.ledger import paper_table, read
 from lsfd.models import load_demo
-from lsfd.runs import defaults
+from lsfd.runs import Train
 from lsfd.system import bundled
-print(len(paper_table()), len(paper_table(1)), len(read()) > 20, load_demo('rcan_teacher').scale, defaults('train')['model'])
+print(len(paper_table()), len(paper_table(1)), len(read()) > 20, load_demo('rcan_teacher').scale, Train().model)
 print(len(list(bundled('nbs').rglob('*.ipynb'))))
 '''
 

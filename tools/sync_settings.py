@@ -27,6 +27,8 @@ def publish(files, remedy):
 def quoted(text): return json.dumps(text, ensure_ascii=False)
 def array(text): return '[\n' + ''.join(f'    {quoted(item)},\n' for item in text.split()) + ']'
 
+def developing(c): return '\n'.join(c[f'{part}_requirements'] for part in ('dev', 'docs', 'export'))
+
 def packages(c):
     "The folders with modules, and the two that hold data."
     modules = sorted(path.parent.relative_to(ROOT) for path in (ROOT/c['lib_name']).rglob('__init__.py'))
@@ -49,7 +51,11 @@ keywords = {array(c['keywords'])}
 dependencies = {array(c['requirements'])}
 
 [project.optional-dependencies]
-dev = {array(c['dev_requirements'])}
+docs = {array(c['docs_requirements'])}
+export = {array(c['export_requirements'])}
+spandrel = {array(c['spandrel_requirements'])}
+dev = {array(developing(c))}
+
 
 [project.urls]
 Repository = {quoted(c['git_url'])}
@@ -92,7 +98,7 @@ dependencies:
   - python>={c['min_python']}
   - pip
   - pip:
-''' + ''.join(f'    - {quoted(r)}\n' for r in (c['requirements'] + '\n' + c['dev_requirements']).split()) + '    - "-e ."\n'
+''' + ''.join(f'    - {quoted(r)}\n' for r in (c['requirements'] + '\n' + developing(c)).split()) + '    - "-e ."\n'
 
 def init(c):
     "The package's own file: nbdev writes its docstring, the version is ours."
