@@ -232,11 +232,12 @@ class PatchPairs:
         self.in_file = bool(hrs.file or lrs.file) and torch.device(home).type == 'cpu'
         self.lr, self.hr = (Pixels(s.tensor(home), s.sizes, device) for s in (lrs, hrs))
 
-    def draw(self, step:int, n:int=None):
-        "The places of a step: int64 rows (image, y, x, flip), in LR pixels."
-        return places(self.lr.size.numpy() - self.lr_patch + 1, n or self.n, self.seed, step, self.flip, self.rotate)
-
 # %% ../nbs/2_pictures/03_data.ipynb #c088
+@patch
+def draw(self:PatchPairs, step:int, n:int=None):
+    "The places of a step: int64 rows (image, y, x, flip), in LR pixels."
+    return places(self.lr.size.numpy() - self.lr_patch + 1, n or self.n, self.seed, step, self.flip, self.rotate)
+
 @patch
 def crops(self:PatchPairs, draw):
     "LR and HR patches at any rows of a `draw`: float n3SS in 0..255."
