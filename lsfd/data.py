@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PHOTOS', 'sample_photos', 'facade', 'find_pairs', 'lr_source', 'read_pair', 'read_pairs', 'load_pairs', 'Fingerprint',
-           'fingerprint', 'send', 'Pixels', 'Stack', 'places', 'PatchPairs', 'Benchmark']
+           'fingerprint', 'places', 'PatchPairs', 'Benchmark']
 
-# %% ../nbs/2_pictures/03_data.ipynb #4c08219b
+# %% ../nbs/2_pictures/03_data.ipynb #70302582
 import hashlib, itertools, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +14,14 @@ from functools import cached_property
 from importlib.util import find_spec
 from operator import index
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import gettempdir
 import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from .download import download
 from .folders import DataError, SUFFIXES, data_root, find_folder, find_images, folder_pairs, source_name
 from .images import read_image, mod_crop, bicubic
+from .pixels import Pixels, Stack, send
 from .system import spare_memory
 
 # %% ../nbs/2_pictures/03_data.ipynb #38146793
@@ -35,7 +36,7 @@ def sample_photos(split:str='train') -> dict:
     if lost: raise DataError(f'scikit-image came without {", ".join(lost)} in {folder}: reinstall it from its wheel')
     return {Path(f).stem: np.array(Image.open(folder/f).convert('RGB')) for f in PHOTOS[split]}   # colour profiles unused
 
-# %% ../nbs/2_pictures/03_data.ipynb #ba286031
+# %% ../nbs/2_pictures/03_data.ipynb #13bb04f0
 def facade() -> np.ndarray:
     "A brick facade in perspective, uint8 256x320x3: windows, blinds and bricks that repeat, finer from left to right."
     fine = 4                                              # 4x4 samples per pixel
@@ -128,53 +129,6 @@ def fingerprint(names, hrs, lrs=None) -> str:
     for name, *pair in zip(names, hrs, *([] if lrs is None else [lrs])): total.add(name, *pair)
     return total.hex()
 
-# %% ../nbs/2_pictures/03_data.ipynb #bfe7e213
-def send(t, device):
-    "The tensor `t` on `device`; to a GPU by way of pinned memory, and without waiting for the copy."
-    if torch.device(device).type != 'cuda' or t.is_cuda: return t.to(device)
-    return t.pin_memory().to(device, non_blocking=True)
-
-class Pixels:
-    "RGB images of any size end to end in one uint8 tensor, so that a batch of crops is one gather."
-    def __init__(self, flat, sizes, device='cpu'):
-        "`flat`: all pixels, (n, 3), on the device that keeps them; `sizes`: (height, width) of each image; crops go to `device`."
-        self.flat, self.size, self.device = flat, torch.tensor(sizes), device
-        area = self.size.prod(1)
-        self.first, self.width = ((area.cumsum(0) - area).to(flat.device), self.size[:,1].to(flat.device))
-
-    def crop(self, image, y, x, flip, side:int, rotate:bool=False):
-        "int64 tensors of n entries to n square crops, float n3SS in 0..255 (channels_last); `flip` and `rotate` as in `places`."
-        d = torch.arange(side, device=self.flat.device)
-        def line(start, back): return start[:,None] + torch.where(back[:,None] > 0, side-1-d, d)
-        rows = line(y, flip & 2) if rotate else y[:,None] + d
-        at = (self.first[image][:,None] + rows*self.width[image][:,None])[:,:,None] + line(x, flip & 1)[:,None,:]
-        if rotate: at = torch.where((flip & 4)[:,None,None] > 0, at.mT, at)
-        cut = self.flat.index_select(0, at.flatten()).view(*at.shape, 3)
-        return send(cut, self.device).permute(0,3,1,2).float()
-
-# %% ../nbs/2_pictures/03_data.ipynb #4ffb15c5
-class Stack:
-    "Images end to end: a list in memory, or a file once they take more than `room` bytes."
-    def __init__(self, room): self.images, self.sizes, self.room, self.file = [], [], room, None
-    def append(self, image):
-        self.images.append(image); self.sizes.append(image.shape[:2]); self.room -= image.nbytes
-        if self.room >= 0: return
-        try:
-            self.file = self.file or TemporaryFile()
-            for im in self.images: self.file.write(np.ascontiguousarray(im))
-            self.file.flush(); self.images.clear()
-        except OSError as e: raise DataError(f'the images exceed the memory, and {gettempdir()} could not take them ({e}). '
-                                             'Set TMPDIR to a folder with room, or use fewer images') from e
-
-    def tensor(self, home='cpu'):
-        "All pixels as one tensor (n, 3) on `home`; the list is emptied."
-        if self.file: return torch.from_numpy(np.memmap(self.file, np.uint8, 'c')).view(-1, 3).to(home)
-        areas = [h*w for h, w in self.sizes]
-        flat = torch.empty(sum(areas), 3, dtype=torch.uint8, device=home)
-        for part in reversed(flat.split(areas)):
-            part.copy_(torch.from_numpy(np.require(self.images.pop(), requirements='CW')).reshape(part.shape))
-        return flat
-
 # %% ../nbs/2_pictures/03_data.ipynb #856269bc
 def places(
     corners,            # (images, 2): how many rows and columns a patch's corner can take in each image
@@ -190,7 +144,7 @@ def places(
     if rotate: marks = marks + (np.random.default_rng([seed, step, 1]).random((n, 2)) < .5) @ [2, 4]
     return np.column_stack([image, u[:,1:3]*corners[image], marks]).astype(np.int64)
 
-# %% ../nbs/2_pictures/03_data.ipynb #8d094227
+# %% ../nbs/2_pictures/03_data.ipynb #c5ee3062
 def _check_sizes(names, sizes, side):
     "Complain about LR images that hold no patch."
     small = [f'{n} ({w}x{h})' for n, (h, w) in zip(names, sizes) if min(h, w) < side]
@@ -232,7 +186,7 @@ class PatchPairs:
         self.in_file = bool(hrs.file or lrs.file) and torch.device(home).type == 'cpu'
         self.lr, self.hr = (Pixels(s.tensor(home), s.sizes, device) for s in (lrs, hrs))
 
-# %% ../nbs/2_pictures/03_data.ipynb #c088
+# %% ../nbs/2_pictures/03_data.ipynb #31df1166
 @patch
 def draw(self:PatchPairs, step:int, n:int=None):
     "The places of a step: int64 rows (image, y, x, flip), in LR pixels."

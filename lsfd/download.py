@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .folders import DataError, SUFFIXES, data_root, find_images, images_in
 from .reading import ImageError, read_image
 
-# %% ../nbs/7_annexes/10b_download.ipynb #8bf1e911
+# %% ../nbs/7_annexes/10b_download.ipynb #6195b65f
 @dataclass(frozen=True)
 class Archive:
     "A zip or tar on the web, what it must be, and what it holds."
@@ -27,6 +27,7 @@ class Archive:
     sha256: str = ''    # of the archive
     pixels: str = ''    # `pixel_sum` of the images
 
+# %% ../nbs/7_annexes/10b_download.ipynb #e6aa205f
 _ETH, _SNU, _HF = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/', 'https://cv.snu.ac.kr/research/EDSR/', 'https://huggingface.co/datasets/eugenesiow/'
 def _div2k(name, folder, images, size, sha256, mirror=False):
     hosts = [_ETH] + [f'{_HF}Div2k/resolve/main/data/']*mirror
@@ -53,7 +54,7 @@ def pixel_sum(files) -> str:
     for im in map(read_image, files): sha.update(str(im.shape).encode()); sha.update(im)
     return sha.hexdigest()
 
-# %% ../nbs/7_annexes/10b_download.ipynb #441abd59
+# %% ../nbs/7_annexes/10b_download.ipynb #ec047101
 def _append(url, part, size, until):
     "Append to the file `part` what is missing of `url`: not more than `size` bytes in all, not beyond the time `until`."
     have = part.stat().st_size if part.exists() else 0
@@ -67,6 +68,7 @@ def _append(url, part, size, until):
                 bar.update(f.write(data))
         if answer.length: raise URLError(f'the connection ended {answer.length} bytes early')
 
+# %% ../nbs/7_annexes/10b_download.ipynb #c7a984bf
 def fetch(url, part, size, exact=True, tries=5, seconds=None) -> Path:
     "The file `part` with all of `url`, fetched on from what is there, asking again when the connection breaks."
     until, error = time.monotonic() + (seconds or 600 + size/100_000), ''
@@ -88,7 +90,7 @@ def fetch(url, part, size, exact=True, tries=5, seconds=None) -> Path:
             error = f'it has {part.stat().st_size:,} bytes, not {size:,}'
     raise DataError(f'{url} broke off after {tries} tries ({error}). Call again, and it goes on from {part}')
 
-# %% ../nbs/7_annexes/10b_download.ipynb #eac0c87c
+# %% ../nbs/7_annexes/10b_download.ipynb #b3c0af64
 def _members(file):
     "(name, bytes, open) of all files in a zip or tar."
     if zipfile.is_zipfile(file):
@@ -96,6 +98,7 @@ def _members(file):
     else:
         with tarfile.open(file) as t: yield from ((m.name, m.size, lambda m=m: t.extractfile(m)) for m in t if m.isfile())
 
+# %% ../nbs/7_annexes/10b_download.ipynb #f555895f
 def _unpack(file, folder, archive, target):
     "All images of `folder` in the archive `file`, or none, into the folder `target`."
     room = 4*archive.size + 2**20           # photographs hardly shrink further: more is a bomb

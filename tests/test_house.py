@@ -33,7 +33,7 @@ LAYERS = """system
 parameters
 reading folders
 download
-images layers adapt taps regressors
+images pixels layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger report
