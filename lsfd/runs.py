@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from .ablations import STUDIES
 from .data import PHOTOS, Benchmark, PatchPairs, find_pairs
 from .distill import Distill, Group, METHODS
+from .evaluate import flat_images
 from .losses import sr_term
 from .models import ARCHS, DEMO, create_model, load_model
 from .models.slice import init_from, slice_teacher
@@ -317,6 +318,7 @@ def find_benchmarks(sources, scale, **kw):
     if twins: raise ParameterError(f'two benchmarks are called {twins.pop()!r}: score them in two runs, or rename a folder')
     small = [f'{t.name}/{n}' for t in tests for n, _, hr in t if min(hr.shape[:2]) < 11 + 2*scale]
     if small: raise ParameterError(f'too small to be scored, {11 + 2*scale} pixels a side are needed: {", ".join(small[:4])}')
+    for t in tests: flat_images(t)    # an error if no other images are there
     return tests
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c042
