@@ -150,7 +150,7 @@ class SAN(nn.Module):
         features = []
         for i, group in enumerate(self.RG, start=1):
             f = group(f) + self.gamma*first
-            features += [f]*self.tap_points.count(i)
+            features += [f for at in self.tap_points if at == i]
         f = self.non_local(f)
         sr = self.add_mean(self.tail(f + head))
         return (sr, [*features, f]) if taps else sr
