@@ -1,8 +1,7 @@
 """What happens to runs and results when processes are killed, disks fill up, power fails and files are damaged. Nothing may be lost, silent or raw.
 Short by default; LSFD_FAULTS=20 tries twenty times as much. The counts are printed at the end."""
-import errno, fcntl, json, os, random, shutil, signal, struct, subprocess, time, warnings
+import errno, fcntl, os, random, shutil, signal, struct, subprocess, time, warnings
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest, torch
 
