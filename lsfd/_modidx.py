@@ -481,6 +481,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lsfd.models.slice': { 'lsfd.models.slice.check_slice': ('7_annexes/models.slice.html#check_slice', 'lsfd/models/slice.py'),
                                    'lsfd.models.slice.chosen': ('7_annexes/models.slice.html#chosen', 'lsfd/models/slice.py'),
                                    'lsfd.models.slice.copy_slice': ('7_annexes/models.slice.html#copy_slice', 'lsfd/models/slice.py'),
+                                   'lsfd.models.slice.fitting': ('7_annexes/models.slice.html#fitting', 'lsfd/models/slice.py'),
+                                   'lsfd.models.slice.init_from': ('7_annexes/models.slice.html#init_from', 'lsfd/models/slice.py'),
                                    'lsfd.models.slice.sizes': ('7_annexes/models.slice.html#sizes', 'lsfd/models/slice.py'),
                                    'lsfd.models.slice.slice_teacher': ('7_annexes/models.slice.html#slice_teacher', 'lsfd/models/slice.py'),
                                    'lsfd.models.slice.spread': ('7_annexes/models.slice.html#spread', 'lsfd/models/slice.py')},
