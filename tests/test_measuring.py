@@ -9,7 +9,7 @@ from lsfd import ledger
 from lsfd.data import Benchmark, facade
 from lsfd.evaluate import Scores, enlarge, evaluate, find_way, flat_images, reach, upscale
 from lsfd.images import bicubic, to_tensor
-from lsfd.metrics import METRICS, Protocol, psnr_y
+from lsfd.metrics import METRICS, Protocol
 from lsfd.models import load_demo
 from lsfd.paired import differences, forest, paired
 from lsfd.plots import crop_panel, curves, show_images
