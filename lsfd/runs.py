@@ -21,7 +21,7 @@ from .distill import Distill, Group, METHODS
 from .evaluate import flat_images
 from .losses import sr_term
 from .models import ARCHS, DEMO, create_model, load_model
-from .models.slice import slice_teacher
+from .models.slice import init_from, slice_teacher
 from .parameters import *
 from .regressors import DeepRegressor
 from .system import bundled, repo_root
@@ -331,6 +331,7 @@ def member(run, teacher, row, seed):
     learner = network(run, getattr(run, 'role', 'student'), seed)
     init = getattr(run, 'init', 'random')
     if init == 'teacher': slice_teacher(learner, teacher)
+    elif init != 'random': init_from(learner, init)
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None):
