@@ -18,8 +18,8 @@ from tempfile import gettempdir
 import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
-from .download import download
-from .folders import DataError, SUFFIXES, data_root, find_folder, find_images, folder_pairs, source_name
+from .download import download as download
+from .folders import DataError, data_root as data_root, find_folder, find_images as find_images, folder_pairs, source_name
 from .images import read_image, mod_crop, bicubic
 from .pixels import Pixels, Stack, send
 from .system import spare_memory

@@ -119,7 +119,7 @@ def pair(hr_files, lr_files, scale) -> list:
         f'{lr_files[0].parent} does not fit {hr_files[0].parent}: {len(hr_files)} HR and {len(lr_files)} LR images'
         + (f'; no LR image for {len(lost)} HR, first {lost[0]!r}' if lost else '')
         + (f'; no HR image for {len(extra)} LR, first {extra[0]!r}' if extra else '')
-        + f". Complete both, or name the LR folder yourself: 'HR_FOLDER:LR_FOLDER', or 'HR_FOLDER:' to have LR made by bicubic")
+        + ". Complete both, or name the LR folder yourself: 'HR_FOLDER:LR_FOLDER', or 'HR_FOLDER:' to have LR made by bicubic")
     return [(name, f, lrs[name]) for name, f in hrs.items()]
 
 # %% ../nbs/7_annexes/10a_folders.ipynb #9f1349b9
