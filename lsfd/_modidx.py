@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lsfd.plots._place': ('2_pictures/plots.html#_place', 'lsfd/plots.py'),
                             'lsfd.plots.crop_panel': ('2_pictures/plots.html#crop_panel', 'lsfd/plots.py'),
                             'lsfd.plots.curves': ('2_pictures/plots.html#curves', 'lsfd/plots.py'),
+                            'lsfd.plots.plain': ('2_pictures/plots.html#plain', 'lsfd/plots.py'),
                             'lsfd.plots.schematic': ('2_pictures/plots.html#schematic', 'lsfd/plots.py'),
                             'lsfd.plots.show_images': ('2_pictures/plots.html#show_images', 'lsfd/plots.py')},
             'lsfd.reading': { 'lsfd.reading.ImageError': ('7_annexes/reading.html#imageerror', 'lsfd/reading.py'),

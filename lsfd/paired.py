@@ -8,7 +8,7 @@ __all__ = ['differences', 'interval', 'paired', 'forest', 'over_seeds']
 # %% ../nbs/5_measuring/03_paired.ipynb #c002
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from scipy import stats
-from .plots import DPI, PALETTE, WIDTH
+from .plots import DPI, PALETTE, WIDTH, plain
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c008
 def differences(
@@ -60,10 +60,10 @@ def forest(table, base, unit='dB'):
                              sharey=True, squeeze=False, layout='constrained')
     for ax, name in zip(axes[0], sets):
         rows = table[table.benchmark == name].set_index('method').loc[names]
-        ax.errorbar(rows['mean'], names, xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
+        ax.errorbar(rows['mean'], [plain(k) for k in names], xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
         ax.axvline(0, color='grey', lw=1); ax.grid(axis='x', alpha=.25)
         n, k = rows.images.iloc[0], rows.seeds.iloc[0]
-        ax.set(title=f'{name}: {n} images, ' + (f'{k} seeds' if k > 1 else 'one seed: luck not included'), xlabel=f'{unit} over {base}')
+        ax.set(title=f'{plain(name)}: {n} images, ' + (f'{k} seeds' if k > 1 else 'one seed: luck not included'), xlabel=f'{unit} over {plain(base)}')
     plt.close(fig)
     return fig
 
