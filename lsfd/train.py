@@ -55,4 +55,4 @@ def fit(
             if log_due and writes: append_log(folder, row)
             if save_due and writes: save_run(folder, objective, engine, ident, at)
             if log_due: yield row
-    objective.eval()
+    engine.finish()
