@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['repo_root', 'bundled', 'WriteError', 'no_write', 'sync', 'take', 'sweep', 'workplace', 'disk_error',
-           'write_atomically', 'zip_fault', 'alive', 'holder_of', 'locked', 'append_rows', 'parse_row', 'read_rows',
-           'free_memory', 'spare_memory']
+           'write_atomically', 'zip_fault', 'alive', 'me', 'holder_of', 'locked', 'append_rows', 'parse_row',
+           'read_rows', 'free_memory', 'spare_memory']
 
 # %% ../nbs/7_annexes/01_system.ipynb #c002
 import fcntl, json, os, platform, re, shutil, tempfile, time, torch
@@ -45,7 +45,7 @@ def sync(path):
 # %% ../nbs/7_annexes/01_system.ipynb #233e74bf
 def take(path):
     "A descriptor of the file or folder `path`, locked for this process until closed; None while another has it."
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: os.close(fd); return None
     except OSError: pass    # a file system without locks
@@ -109,6 +109,8 @@ def alive(holder):
     except OSError: pass
     return True
 
+def me(): return f'process {os.getpid()} on {platform.node()}'
+
 def holder_of(file):
     "Who wrote itself into a lock file, and whether it is gone."
     with suppress(OSError, AttributeError):
@@ -126,7 +128,7 @@ def locked(file, patience=600):
             if waited > patience: raise WriteError(f'{file} has been held for {waited:.0f} s by {holder_of(file)}: end that process')
             if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which holds {file}', flush=True) is None
             time.sleep(.02)
-        try: f.truncate(0); f.write(f'process {os.getpid()} on {platform.node()}'); f.flush(); yield
+        try: f.truncate(0); f.write(me()); f.flush(); yield
         finally: os.close(fd)
 
 # %% ../nbs/7_annexes/01_system.ipynb #0a1b605b
