@@ -104,7 +104,7 @@ class Training(Parameters):
     save_every: int = Field(0, description="steps; 0: the profile's")
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="the run's folder; empty: runs/<what it is>")
-    resume: bool = Field(True, description='go on with what the folder holds')
+    resume: bool | choice(['changed']) = Field(True, description="go on with what the folder holds; 'changed': also under another recipe")
     ledger: Place = Field('', description="file that the scores are added to; empty: ledger.jsonl in the run's folder")
 
     @model_validator(mode='after')
@@ -151,15 +151,13 @@ class Train(Training):
 
 class Compare(Training):
     "The parameters of `nbs/compare.ipynb`."
-    methods: Annotated[tuple[Method, ...], BeforeValidator(parts)] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
+    methods: Annotated[tuple[Method, ...], BeforeValidator(parts), Different] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
     study: choice(['', *STUDIES]) = Field('', description="instead of methods: an ablation, such as 'regressor' or 'map'")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts)] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts), Different] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
 
     @property
     def rows(self):
         "`{label: arguments of Distill}`: its methods, or the variants of its study."
-        for k, v in dict(methods=self.methods, seeds=self.seeds).items():
-            if len({*v}) < len(v): raise ValueError(f'{k}={spelled(v)} names one twice')
         return STUDIES[self.study] if self.study else {as_name(m): row_of(m) for m in self.methods}
 
     @property
