@@ -33,6 +33,7 @@ class WriteError(OSError):
 
 def no_write(path, e):
     "The WriteError of a failure `e`."
+    if isinstance(e, WriteError): return e
     cause = getattr(e, 'strerror', None) or str(e)
     return WriteError(f'cannot write {path}: {cause}. Give it room, or a place that you may write to')
 
@@ -73,6 +74,7 @@ def workplace(folder):
 def disk_error(e, file):
     "The OSError behind a failure `e` to write `file`, which a library may hide; None if there is none."
     if isinstance(e, OSError): return e
+    if code := re.search(r'os error (\d+)', str(e)): return OSError(int(code[1]), os.strerror(int(code[1])))   # of Rust
     try:
         with open(file, 'ab') as f: f.write(bytes(2**16)); f.flush(); os.fsync(f.fileno())
     except OSError as found: return found
@@ -119,14 +121,16 @@ def holder_of(file):
     return 'another process'
 
 @contextmanager
-def locked(file, patience=600):
-    "Hold the lock `file` for this process alone; says for whom it waits, and gives up after `patience` seconds."
-    start, said = time.monotonic(), False
-    with open(file, 'a') as f:
+def locked(path, patience=600):
+    "Hold the line file `path` for this process alone; says for whom it waits, and gives up after `patience` seconds."
+    path, file, start, said = Path(path), Path(f'{path}.lock'), time.monotonic(), False
+    try: path.parent.mkdir(parents=True, exist_ok=True); f = open(file, 'a')
+    except (OSError, ValueError) as e: raise no_write(path, e) from e
+    with f:
         while (fd := take(file)) is None:
             waited = time.monotonic() - start
-            if waited > patience: raise WriteError(f'{file} has been held for {waited:.0f} s by {holder_of(file)}: end that process')
-            if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which holds {file}', flush=True) is None
+            if waited > patience: raise WriteError(f'cannot write {path}: {holder_of(file)} has held it for {waited:.0f} s. End that process')
+            if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which writes {path}', flush=True) is None
             time.sleep(.02)
         try: f.truncate(0); f.write(me()); f.flush(); yield
         finally: os.close(fd)
@@ -161,7 +165,7 @@ def read_rows(path, having=()):
     "`(number, dict or None, what is wrong)` of each line but empty ones; with `having`, of those that contain all these bytes."
     with suppress(FileNotFoundError), open(path, 'rb') as f:
         for n, line in enumerate(f, 1):
-            if line.strip(b'\0 \r\n\t') and all(part in line for part in having): yield n, *parse_row(line)
+            if all(part in line for part in having) and line.strip(b'\0 \r\n\t'): yield n, *parse_row(line)
 
 # %% ../nbs/7_annexes/01_system.ipynb #c013
 def free_memory(device) -> int:
