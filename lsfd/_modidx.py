@@ -294,6 +294,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'lsfd.lam.gaussian': ('6_attribution/lam.html#gaussian', 'lsfd/lam.py'),
                           'lsfd.lam.integrate': ('6_attribution/lam.html#integrate', 'lsfd/lam.py'),
                           'lsfd.lam.lam': ('6_attribution/lam.html#lam', 'lsfd/lam.py'),
+                          'lsfd.lam.points': ('6_attribution/lam.html#points', 'lsfd/lam.py'),
                           'lsfd.lam.surroundings': ('6_attribution/lam.html#surroundings', 'lsfd/lam.py'),
                           'lsfd.lam.textured': ('6_attribution/lam.html#textured', 'lsfd/lam.py'),
                           'lsfd.lam.untouched': ('6_attribution/lam.html#untouched', 'lsfd/lam.py')},
