@@ -8,18 +8,22 @@ __all__ = ['differences', 'interval', 'paired', 'forest', 'over_seeds']
 # %% ../nbs/5_measuring/03_paired.ipynb #c002
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from scipy import stats
-from .plots import DPI, PALETTE, WIDTH
+from .plots import DPI, PALETTE, WIDTH, plain
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c008
-def differences(scores, base):
-    "PSNR minus that of the method `base` on the same image and seed, in dB: a column per method."
+def differences(
+    scores,          # a row per method, seed, benchmark and image, a column per metric
+    base,            # a method
+    metric='psnr'):  # one of the columns
+    "The metric minus that of the method `base` on the same image and seed: a column per method. Images with an infinite score do not count."
     at = ['benchmark', 'image', 'seed']
     if scores.duplicated([*at, 'method']).any(): raise ValueError('a method has two scores for one image and seed: keep one')
-    wide = scores.pivot(index=at, columns='method', values='psnr')
+    wide = scores.pivot(index=at, columns='method', values=metric)
     if base not in wide: raise ValueError(f'no method {base!r} among {", ".join(wide)}')
     full = all(len(part) == part.index.unique('image').size*part.index.unique('seed').size for _, part in wide.groupby('benchmark'))
-    if not full or not np.isfinite(wide).all(axis=None):
-        raise ValueError('every method needs a finite score for the same images and seeds: some are missing')
+    if not full or wide.isna().any(axis=None):
+        raise ValueError('every method needs a score for the same images and seeds: some are missing')
+    wide = wide[~np.isinf(wide).any(axis=1).groupby(level=['benchmark', 'image']).transform('any')]
     return wide.sub(wide[base], axis=0)[list(dict.fromkeys(scores.method))]
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c011
@@ -39,16 +43,16 @@ def interval(
     return mean, mean - half, mean + half
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c018
-def paired(scores, base):
-    "Per benchmark and method: `mean`, `low` and `high` of the difference to `base` in dB, `images`, `seeds`."
+def paired(scores, base, metric='psnr'):
+    "Per benchmark and method: `mean`, `low` and `high` of the metric's difference to `base`, `images`, `seeds`."
     rows = []
-    for benchmark, part in differences(scores, base).groupby(level='benchmark'):
+    for benchmark, part in differences(scores, base, metric).groupby(level='benchmark'):
         part, n = part.droplevel('benchmark'), [part.index.unique(k).size for k in ('image', 'seed')]
         rows += [(benchmark, m, *interval(part[m]), *n) for m in part if m != base]
     return pd.DataFrame(rows, columns='benchmark method mean low high images seeds'.split())
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c020
-def forest(table, base):
+def forest(table, base, unit='dB'):
     "The differences of `paired` with their intervals, a panel per benchmark; a matplotlib Figure."
     if not len(table): raise ValueError('no differences to show: give two methods or more')
     names, sets = list(dict.fromkeys(table.method))[::-1], list(dict.fromkeys(table.benchmark))
@@ -56,10 +60,10 @@ def forest(table, base):
                              sharey=True, squeeze=False, layout='constrained')
     for ax, name in zip(axes[0], sets):
         rows = table[table.benchmark == name].set_index('method').loc[names]
-        ax.errorbar(rows['mean'], names, xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
+        ax.errorbar(rows['mean'], [plain(k) for k in names], xerr=[rows['mean'] - rows.low, rows.high - rows['mean']], fmt='o', color=PALETTE[0])
         ax.axvline(0, color='grey', lw=1); ax.grid(axis='x', alpha=.25)
         n, k = rows.images.iloc[0], rows.seeds.iloc[0]
-        ax.set(title=f'{name}: {n} images, ' + (f'{k} seeds' if k > 1 else 'one seed: luck not included'), xlabel=f'dB over {base}')
+        ax.set(title=f'{plain(name)}: {n} images, ' + (f'{k} seeds' if k > 1 else 'one seed: luck not included'), xlabel=f'{unit} over {plain(base)}')
     plt.close(fig)
     return fig
 

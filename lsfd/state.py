@@ -179,7 +179,7 @@ def read_state(path, parts):
         state = torch.load(path, map_location='cpu', weights_only=True)
         number = state.get('format', 1)
         if number == FORMAT:
-            Progress(**state['at']), state['ident'].get('recipe'), state['rng'][0].shape
+            Progress(**state['at']), state['ident'].get('recipe'), state['rng'][0].shape, state['under'].get('device')
             tensors = [v for k in parts for v in state[k].values() if isinstance(v, torch.Tensor)]
             if not all(v.isfinite().all() for v in tensors): return None, f'{path.name} has weights that are not finite'
     except Exception as e: return None, f'{path.name} is no state of this run ({type(e).__name__}: {str(e)[:60]})'

@@ -74,6 +74,7 @@ def workplace(folder):
 def disk_error(e, file):
     "The OSError behind a failure `e` to write `file`, which a library may hide; None if there is none."
     if isinstance(e, OSError): return e
+    if code := re.search(r'os error (\d+)', str(e)): return OSError(int(code[1]), os.strerror(int(code[1])))   # of Rust
     try:
         with open(file, 'ab') as f: f.write(bytes(2**16)); f.flush(); os.fsync(f.fileno())
     except OSError as found: return found
@@ -164,7 +165,7 @@ def read_rows(path, having=()):
     "`(number, dict or None, what is wrong)` of each line but empty ones; with `having`, of those that contain all these bytes."
     with suppress(FileNotFoundError), open(path, 'rb') as f:
         for n, line in enumerate(f, 1):
-            if line.strip(b'\0 \r\n\t') and all(part in line for part in having): yield n, *parse_row(line)
+            if all(part in line for part in having) and line.strip(b'\0 \r\n\t'): yield n, *parse_row(line)
 
 # %% ../nbs/7_annexes/01_system.ipynb #c013
 def free_memory(device) -> int:

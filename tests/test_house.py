@@ -31,10 +31,11 @@ def files():
 
 LAYERS = """system
 parameters
-reading
-images layers adapt taps regressors
+reading folders
+download
+images pixels layers adapt taps regressors
 metrics plots data losses models
-distill paired efficiency lam
+distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger report
 state
 step

@@ -10,6 +10,7 @@ __all__ = ['STRANGERS', 'AVERAGE', 'ModelError', 'kind', 'check_zip', 'pickled',
 import hashlib, json, re, torch, warnings, zipfile
 from pathlib import Path
 from safetensors import safe_open
+from ..system import zip_fault
 
 # %% ../../nbs/7_annexes/11_models.files.ipynb #a599e5df
 class ModelError(ValueError):
@@ -47,10 +48,7 @@ def check_zip(path):
         raise ModelError(f'{path} is an archive of {", ".join(inside[:3]) or "nothing"}: unpack it first')
     if size > Path(path).stat().st_size or any(m.compress_type for m in parts):
         raise ModelError(f'{path} is compressed, which torch.save never does: unpack it first')
-    with zipfile.ZipFile(path) as z:
-        try: bad = z.testzip()
-        except Exception: bad = 'a part of it'
-    if bad: raise ModelError(f'{path} is damaged in {bad}, whose checksum is wrong: download or save it again')
+    if fault := zip_fault(path): raise ModelError(f'{path} is damaged ({fault}): download or save it again')
 
 # %% ../../nbs/7_annexes/11_models.files.ipynb #901713a3
 def pickled(path, packed):
