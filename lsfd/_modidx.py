@@ -520,6 +520,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lsfd.parameters.complaint': ('7_annexes/parameters.html#complaint', 'lsfd/parameters.py'),
                                  'lsfd.parameters.different': ('7_annexes/parameters.html#different', 'lsfd/parameters.py'),
                                  'lsfd.parameters.existing': ('7_annexes/parameters.html#existing', 'lsfd/parameters.py'),
+                                 'lsfd.parameters.from_here': ('7_annexes/parameters.html#from_here', 'lsfd/parameters.py'),
                                  'lsfd.parameters.from_source': ('7_annexes/parameters.html#from_source', 'lsfd/parameters.py'),
                                  'lsfd.parameters.make_folder': ('7_annexes/parameters.html#make_folder', 'lsfd/parameters.py'),
                                  'lsfd.parameters.named_file': ('7_annexes/parameters.html#named_file', 'lsfd/parameters.py'),
