@@ -661,6 +661,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.system.disk_error': ('7_annexes/system.html#disk_error', 'lsfd/system.py'),
                              'lsfd.system.free_memory': ('7_annexes/system.html#free_memory', 'lsfd/system.py'),
                              'lsfd.system.holder_of': ('7_annexes/system.html#holder_of', 'lsfd/system.py'),
+                             'lsfd.system.limited_memory': ('7_annexes/system.html#limited_memory', 'lsfd/system.py'),
                              'lsfd.system.locked': ('7_annexes/system.html#locked', 'lsfd/system.py'),
                              'lsfd.system.me': ('7_annexes/system.html#me', 'lsfd/system.py'),
                              'lsfd.system.no_write': ('7_annexes/system.html#no_write', 'lsfd/system.py'),
