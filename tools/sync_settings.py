@@ -56,6 +56,9 @@ export = {array(c['export_requirements'])}
 dev = {array(developing(c))}
 
 
+[project.scripts]
+{c['lib_name']} = "{c['lib_name']}.cli:main"
+
 [project.urls]
 Repository = {quoted(c['git_url'])}
 
