@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'NetworkError', 'inference', 'tensors_in', 'one_image', 'like', 'enlarged', 'stated_scale', 'colours',
-           'misfit', 'examine', 'mean_colour', 'range_of', 'scale_of', 'Levels', 'check_range']
+           'misfit', 'examine', 'mean_colour', 'shift_range', 'range_of', 'scale_of', 'Levels', 'check_range']
 
 # %% ../nbs/3_networks/06_adapt.ipynb #0f241172
 import torch, weakref
@@ -111,14 +111,19 @@ def mean_colour(weight, bias):
     "The colour that a mean shift (3,3,1,1), (3,) subtracts, in units of its input."
     return -torch.linalg.solve(weight[..., 0, 0].double(), bias.double())
 
+def shift_range(weight, bias):
+    "1 or 255, the range of the images that a mean shift expects; None where it shifts by nothing."
+    try: most = mean_colour(weight, bias).abs().max().item()
+    except RuntimeError: return None   # no shift, if it loses a colour
+    return 255 if 2 <= most < 256 else 1 if .05 < most < 2 else None
+
 # %% ../nbs/3_networks/06_adapt.ipynb #3d3602c0
 def range_of(model):
     "1 for a network of images in 0..1, 255 for one of 0..255, None where that cannot be told."
     if given := getattr(model, 'value_range', None): return given
-    shift = getattr(model, 'sub_mean', None)
-    if getattr(getattr(shift, 'weight', None), 'shape', ()) == (3, 3, 1, 1) and shift.bias is not None:
-        return 1 if mean_colour(shift.weight.detach(), shift.bias.detach()).abs().max() < 2 else 255
-    return examine(model)[1]
+    w, b = (getattr(getattr(model, 'sub_mean', None), p, None) for p in ('weight', 'bias'))
+    stated = shift_range(w.detach(), b.detach()) if getattr(w, 'shape', ()) == (3, 3, 1, 1) and b is not None else None
+    return stated or examine(model)[1]
 
 # %% ../nbs/3_networks/06_adapt.ipynb #5689b960
 def scale_of(model):

@@ -138,7 +138,7 @@ class Distill(nn.Module):
         o.sr_s, o.f_s = outputs(self.student, lr, self.at)
         o.f_r = [r(f) for r, f in zip(self.regressors, o.f_s)]
         losses = {name: check_loss(name, term(o)) for name, term in self.terms.items()}
-        return losses | {'total': sum(losses.values())}
+        return {**losses, 'total': sum(losses.values())}
 
     def learners(self):
         "The modules that learn: the student, and regressors that are discarded after training."
@@ -179,7 +179,7 @@ class Group(nn.Module):
     def forward(self, lr, hr):
         each = zip(self.members.items(), self.teacher_outputs(lr))
         losses = {f'{name}/{k}': v for (name, d), out in each for k, v in d(lr, hr, out).items()}
-        return losses | {'total': sum(v for k, v in losses.items() if k.endswith('/total'))}
+        return {**losses, 'total': sum(v for k, v in losses.items() if k.endswith('/total'))}
 
     def learners(self):
         "As for `Distill`, with the member's name before: 'NAME/student', 'NAME/regressors'."

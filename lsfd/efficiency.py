@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'noise', 'check_image', 'count', 'multiply_adds', 'clock', 'run_time', 'memory', 'forget_peak',
-           'forward_memory', 'in_fresh_process', 'in_copy', 'cpu_peak', 'peak_memory', 'efficiency']
+           'forward_memory', 'in_fresh_process', 'in_copy', 'cpu_peak', 'peak_memory', 'Meter', 'efficiency']
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #c002
-import copy, ctypes, multiprocessing, os, re, statistics, subprocess, sys, tempfile, time, torch, warnings, zipfile
+import copy, ctypes, multiprocessing, os, re, statistics, subprocess, sys, tempfile, time, torch, warnings, weakref, zipfile
 from pathlib import Path
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 from .adapt import inference
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #c005
@@ -149,6 +152,24 @@ def peak_memory(
     before = torch.cuda.memory_allocated(where)
     with inference(model): model(lr)
     return torch.cuda.max_memory_allocated(where) - before
+
+# %% ../nbs/5_measuring/05_efficiency.ipynb #a2d594f8
+class Meter(TorchDispatchMode):
+    "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all operations."
+    def __init__(self): super().__init__(); self.now = self.peak = self.moved = 0; self.seen = WeakIdKeyDictionary()
+    def add(self, n): self.now += n; self.peak = max(self.peak, self.now)
+
+    def keep(self, store):
+        if store in self.seen: return
+        self.seen[store] = n = store.nbytes()
+        self.add(n); weakref.finalize(store, self.add, -n)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made, used = ([t for t in tree_leaves(o) if isinstance(t, torch.Tensor)] for o in (out, (args, kwargs)))
+        for t in made: self.keep(t.untyped_storage())
+        if not func.is_view: self.moved += sum(t.numel()*t.element_size() for t in made + used)
+        return out
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #c067
 def efficiency(

@@ -118,7 +118,8 @@ class Engine:
     def run(self, batch, network=None):
         "One step, kernel after kernel."
         with asking(self.objective, self.teacher):
-            return update(self.optimiser, forward(network or self.network, batch, self.recipe.precision))
+            network = self.network if network is None else network
+            return update(self.optimiser, forward(network, batch, self.recipe.precision))
 
 # %% ../nbs/4_training/03a_engine.ipynb #e063
 @patch

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from threading import RLock
 from torch.nn import functional as F
-from .adapt import check_range, one_image
+from .adapt import check_range, inference, one_image
 from .images import to_image
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c011
@@ -125,15 +125,14 @@ def untouched(
     device):    # where a model without parameters works
     "Evaluation mode, float32 and gradients for inputs alone inside the block; afterwards all is as it was. Yields the device."
     net = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
-    modes, flags = [(m, m.training) for m in net.modules()], [(p, p.requires_grad) for p in net.parameters()]
+    flags = [(p, p.requires_grad) for p in net.parameters()]
     coarse = {t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()} - {torch.float32}
     if coarse: raise LAMError(f'the network holds {coarse.pop()}: give it as model.float()')
     device = next((p.device for p, _ in flags), device)
     try:
-        net.eval().requires_grad_(False)
-        with torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.enable_grad(), exact(): yield device
+        net.requires_grad_(False)
+        with inference(net), torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.enable_grad(), exact(): yield device
     finally:
-        for m, mode in modes: m.training = mode
         for p, flag in flags: p.requires_grad_(flag)
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c040

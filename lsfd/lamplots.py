@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'ROOTS', 'COLUMNS', 'draw_row', 'lam_panel', 'score_lines'
 import matplotlib.pyplot as plt, numpy as np
 from matplotlib.colors import FuncNorm
 from matplotlib.patches import Rectangle
-from .plots import DPI, PALETTE, WIDTH
+from .plots import DPI, PALETTE, WIDTH, plain
 
 # %% ../nbs/6_attribution/02_lamplots.ipynb #c005
 COLOURS = 'RdBu_r'   # white is 0
@@ -60,7 +60,7 @@ def lam_panel(
     fig, axes = plt.subplots(len(found), 5, figsize=(WIDTH, len(found)*(high + .06) + .75), dpi=DPI, squeeze=False, layout='constrained')
     for row, (name, f) in zip(axes, found.items()):
         colours = draw_row(row, hr, f)
-        row[0].set_ylabel('\n'.join(score_lines(name, f, psnr)), rotation=0, ha='right', va='center', fontsize=9, labelpad=6)
+        row[0].set_ylabel(plain('\n'.join(score_lines(name, f, psnr))), rotation=0, ha='right', va='center', fontsize=9, labelpad=6)
     for ax, title in zip(axes[0], COLUMNS): ax.set_title(title, fontsize=9)
     bar = fig.colorbar(colours, ax=axes, location='bottom', shrink=.5, aspect=50, ticks=[-1, -.5, -.1, 0, .1, .5, 1])
     bar.set_label('attribution, largest = 1 (areas: 0 to 1)', fontsize=8); bar.ax.tick_params(labelsize=8)

@@ -93,7 +93,7 @@ class ResidualSR(nn.Module):
         features = []
         for i, part in enumerate(self.body[:-1], start=1):
             f = part(f)
-            features += [f]*self.tap_points.count(i)
+            features += [f for at in self.tap_points if at == i]
         f = self.body[-1](f) + head
         sr = self.add_mean(self.tail(f))
         return (sr, [*features, f]) if taps else sr

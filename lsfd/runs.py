@@ -18,9 +18,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from .ablations import STUDIES
 from .data import PHOTOS, Benchmark, PatchPairs, find_pairs
 from .distill import Distill, Group, METHODS
+from .evaluate import flat_images
 from .losses import sr_term
 from .models import ARCHS, DEMO, create_model, load_model
-from .models.slice import slice_teacher
+from .models.slice import init_from, slice_teacher
 from .parameters import *
 from .regressors import DeepRegressor
 from .system import bundled, repo_root
@@ -317,6 +318,7 @@ def find_benchmarks(sources, scale, **kw):
     if twins: raise ParameterError(f'two benchmarks are called {twins.pop()!r}: score them in two runs, or rename a folder')
     small = [f'{t.name}/{n}' for t in tests for n, _, hr in t if min(hr.shape[:2]) < 11 + 2*scale]
     if small: raise ParameterError(f'too small to be scored, {11 + 2*scale} pixels a side are needed: {", ".join(small[:4])}')
+    for t in tests: flat_images(t)    # an error if no other images are there
     return tests
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c042
@@ -329,6 +331,7 @@ def member(run, teacher, row, seed):
     learner = network(run, getattr(run, 'role', 'student'), seed)
     init = getattr(run, 'init', 'random')
     if init == 'teacher': slice_teacher(learner, teacher)
+    elif init != 'random': init_from(learner, init)
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['repo_root', 'bundled', 'WriteError', 'no_write', 'sync', 'take', 'sweep', 'workplace', 'disk_error',
-           'write_atomically', 'zip_fault', 'alive', 'holder_of', 'locked', 'append_rows', 'parse_row', 'read_rows',
-           'free_memory', 'spare_memory']
+           'write_atomically', 'zip_fault', 'alive', 'me', 'holder_of', 'locked', 'append_rows', 'parse_row',
+           'read_rows', 'free_memory', 'spare_memory']
 
 # %% ../nbs/7_annexes/01_system.ipynb #c002
 import fcntl, json, os, platform, re, shutil, tempfile, time, torch
@@ -33,6 +33,7 @@ class WriteError(OSError):
 
 def no_write(path, e):
     "The WriteError of a failure `e`."
+    if isinstance(e, WriteError): return e
     cause = getattr(e, 'strerror', None) or str(e)
     return WriteError(f'cannot write {path}: {cause}. Give it room, or a place that you may write to')
 
@@ -45,7 +46,7 @@ def sync(path):
 # %% ../nbs/7_annexes/01_system.ipynb #233e74bf
 def take(path):
     "A descriptor of the file or folder `path`, locked for this process until closed; None while another has it."
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: os.close(fd); return None
     except OSError: pass    # a file system without locks
@@ -73,6 +74,7 @@ def workplace(folder):
 def disk_error(e, file):
     "The OSError behind a failure `e` to write `file`, which a library may hide; None if there is none."
     if isinstance(e, OSError): return e
+    if code := re.search(r'os error (\d+)', str(e)): return OSError(int(code[1]), os.strerror(int(code[1])))   # of Rust
     try:
         with open(file, 'ab') as f: f.write(bytes(2**16)); f.flush(); os.fsync(f.fileno())
     except OSError as found: return found
@@ -109,6 +111,8 @@ def alive(holder):
     except OSError: pass
     return True
 
+def me(): return f'process {os.getpid()} on {platform.node()}'
+
 def holder_of(file):
     "Who wrote itself into a lock file, and whether it is gone."
     with suppress(OSError, AttributeError):
@@ -117,16 +121,18 @@ def holder_of(file):
     return 'another process'
 
 @contextmanager
-def locked(file, patience=600):
-    "Hold the lock `file` for this process alone; says for whom it waits, and gives up after `patience` seconds."
-    start, said = time.monotonic(), False
-    with open(file, 'a') as f:
+def locked(path, patience=600):
+    "Hold the line file `path` for this process alone; says for whom it waits, and gives up after `patience` seconds."
+    path, file, start, said = Path(path), Path(f'{path}.lock'), time.monotonic(), False
+    try: path.parent.mkdir(parents=True, exist_ok=True); f = open(file, 'a')
+    except (OSError, ValueError) as e: raise no_write(path, e) from e
+    with f:
         while (fd := take(file)) is None:
             waited = time.monotonic() - start
-            if waited > patience: raise WriteError(f'{file} has been held for {waited:.0f} s by {holder_of(file)}: end that process')
-            if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which holds {file}', flush=True) is None
+            if waited > patience: raise WriteError(f'cannot write {path}: {holder_of(file)} has held it for {waited:.0f} s. End that process')
+            if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which writes {path}', flush=True) is None
             time.sleep(.02)
-        try: f.truncate(0); f.write(f'process {os.getpid()} on {platform.node()}'); f.flush(); yield
+        try: f.truncate(0); f.write(me()); f.flush(); yield
         finally: os.close(fd)
 
 # %% ../nbs/7_annexes/01_system.ipynb #0a1b605b
@@ -159,7 +165,7 @@ def read_rows(path, having=()):
     "`(number, dict or None, what is wrong)` of each line but empty ones; with `having`, of those that contain all these bytes."
     with suppress(FileNotFoundError), open(path, 'rb') as f:
         for n, line in enumerate(f, 1):
-            if line.strip(b'\0 \r\n\t') and all(part in line for part in having): yield n, *parse_row(line)
+            if all(part in line for part in having) and line.strip(b'\0 \r\n\t'): yield n, *parse_row(line)
 
 # %% ../nbs/7_annexes/01_system.ipynb #c013
 def free_memory(device) -> int:

@@ -34,10 +34,11 @@ def test_a_group_is_one_graph():
 @pytest.mark.skipif(not shutil.which('g++'), reason='compiling for a CPU needs g++')
 @pytest.mark.skipif(' ' in torch.__file__, reason='PyTorch cannot compile from a path with a space')
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_compiled_run_learns_the_same(precision):
+def test_compiled_run_learns_the_same(precision, capsys):
     plain, fast = objective('edsr', 'LSFD'), objective('edsr', 'LSFD')
     recipe = dict(steps=4, rate=1e-3, log_every=2, precision=precision)
     rows = [list(fit(o, pairs, Recipe(engine=e, **recipe))) for o, e in ((plain, 'eager'), (fast, 'compiled'))]
     for a, b in zip(*rows): assert abs(a['total'] - b['total']) < .02*a['total']
+    assert 'engine' not in capsys.readouterr().out                  # nothing fell back
     if precision == 'fp32':
         for p, q in zip(trainable(plain), trainable(fast)): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)

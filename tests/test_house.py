@@ -34,7 +34,7 @@ parameters
 reading
 images layers adapt taps regressors
 metrics plots data losses models
-distill paired efficiency lam
+distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger report
 state
 step

@@ -20,14 +20,15 @@ def render(cells):
         source = ''.join(cell['source']).strip()
         if cell['cell_type'] == 'markdown': page.append(relink(source))
         if cell['cell_type'] != 'code' or re.search(r'^#\| *(hide|default_exp)\b', source, re.M): continue
-        fence(re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'python')
+        if not re.search(r'^#\| *echo: false', source, re.M): fence(re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'python')
         for output in cell['outputs']:
             shown = {kind: ''.join(text) for kind, text in output.get('data', {}).items()}
             if output.get('name') == 'stdout': fence(''.join(output['text']))
             elif 'image/png' in shown:
                 path = f'figures/readme/{len(pictures) + 1}.png'
                 pictures[path] = base64.b64decode(shown['image/png'])
-                page.append(f'![]({path})')
+                alt = re.search(r'^#\| *fig-alt: *(.*)', source, re.M)
+                page.append(f'![{alt[1] if alt else ""}]({path})')
             elif 'text/markdown' in shown: page.append(relink(shown['text/markdown'].strip()))
             elif 'text/plain' in shown: fence(shown['text/plain'])
     return '\n\n'.join(page) + '\n', pictures

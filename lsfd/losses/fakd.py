@@ -35,21 +35,24 @@ def check_memory(f):
 
 # %% ../../nbs/1_method/07_losses.fakd.ipynb #c021
 class Apart(torch.autograd.Function):
-    "Σ|A_T - A_S| for `directions` (B,C,N); the gradient, for the student's alone, is found on the way."
+    "Σ|A_T - A_S| for `directions` (B,C,N), products in the precision `kind`; the gradient, for the student's alone, is found on the way."
     @staticmethod
-    def forward(ctx, t, s, block):
-        total, grads = [], []
-        for rows in range(0, t.shape[2], block):
-            tr, sr = t[..., rows:rows+block].mT, s[..., rows:rows+block].mT
-            D = torch.baddbmm(tr @ t, sr, s, alpha=-1)
-            total.append(D.abs().sum())
-            grads.append(-2*(s @ D.sign_().mT))
-        ctx.save_for_backward(torch.cat(grads, 2))
-        return torch.stack(total).sum()
+    def forward(ctx, t, s, block, kind):
+        grad, total, k = torch.zeros_like(s), 0, s.to(kind)
+        rows, columns = torch.cat([t, s], 1).to(kind).mT.contiguous(), torch.cat([t, -s], 1).to(kind)
+        for i in range(0, s.shape[2], block):
+            D, own = rows[:, i:i+block] @ columns[..., i:], slice(i, i + block)   # from the diagonal on
+            n = D.shape[1]
+            total = total + 2*D.abs().sum(dtype=s.dtype) - D[..., :n].abs().sum(dtype=s.dtype)
+            D.sign_()
+            grad[..., own] += k[..., i:] @ D.mT
+            grad[..., i+n:] += k[..., own] @ D[..., n:]
+        ctx.save_for_backward(-2*grad)
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g): return None, g*ctx.saved_tensors[0], None
+    def backward(ctx, g): return None, g*ctx.saved_tensors[0], None, None
 
 # %% ../../nbs/1_method/07_losses.fakd.ipynb #c023
 def fakd_loss(
@@ -63,9 +66,10 @@ def fakd_loss(
         raise ValueError(f'feature maps must have one batch size, height and width: {shapes}')
     if block is None: check_memory(f_s)
     n = 1 if f_s.device.type == 'cpu' else b   # images at once
+    kind = torch.float16 if f_s.is_cuda and torch.is_autocast_enabled('cuda') else None   # tensor cores
     with without_autocast(f_s):
         each = zip(directions(f_t).detach().split(n), directions(f_s).split(n))
-        return sum(Apart.apply(t, s, block or h*w) for t, s in each)/(b*(h*w)**2)
+        return sum(Apart.apply(t, s, block or h*w, kind or s.dtype) for t, s in each)/(b*(h*w)**2)
 
 # %% ../../nbs/1_method/07_losses.fakd.ipynb #e7ddffdd
 def fakd_term(o):

@@ -35,7 +35,7 @@ def lsfd_loss(
     if att.shape != (d.shape[0], 1, *d.shape[2:]):
         sizes = f'the attention map is {tuple(att.shape)}, the features are {tuple(d.shape)}'
         raise ValueError(f"{sizes}: take `sfd_map` of the same images, pooled by the networks' scale")
-    return alpha*(att*d).abs().mean()
+    return alpha*(att.abs()*d.abs().mean(1, keepdim=True)).mean()   # the map is one for all channels
 
 # %% ../../nbs/1_method/04_losses.lsfd.ipynb #ebc456ce
 def lsfd_term(o, sfd_detach=False, **reading):
