@@ -40,6 +40,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lsfd.bench.step_counts': ('7_annexes/bench.html#step_counts', 'lsfd/bench.py'),
                             'lsfd.bench.step_parts': ('7_annexes/bench.html#step_parts', 'lsfd/bench.py')},
             'lsfd.cli': { 'lsfd.cli.command': ('7_annexes/cli.html#command', 'lsfd/cli.py'),
+                          'lsfd.cli.commented': ('7_annexes/cli.html#commented', 'lsfd/cli.py'),
                           'lsfd.cli.enlarge_photo': ('7_annexes/cli.html#enlarge_photo', 'lsfd/cli.py'),
                           'lsfd.cli.export': ('7_annexes/cli.html#export', 'lsfd/cli.py'),
                           'lsfd.cli.main': ('7_annexes/cli.html#main', 'lsfd/cli.py'),
