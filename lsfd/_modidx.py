@@ -292,6 +292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'lsfd.lam.diffusion_index': ('6_attribution/lam.html#diffusion_index', 'lsfd/lam.py'),
                           'lsfd.lam.exact': ('6_attribution/lam.html#exact', 'lsfd/lam.py'),
                           'lsfd.lam.gaussian': ('6_attribution/lam.html#gaussian', 'lsfd/lam.py'),
+                          'lsfd.lam.gradient_map': ('6_attribution/lam.html#gradient_map', 'lsfd/lam.py'),
                           'lsfd.lam.integrate': ('6_attribution/lam.html#integrate', 'lsfd/lam.py'),
                           'lsfd.lam.lam': ('6_attribution/lam.html#lam', 'lsfd/lam.py'),
                           'lsfd.lam.surroundings': ('6_attribution/lam.html#surroundings', 'lsfd/lam.py'),

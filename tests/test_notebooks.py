@@ -1,15 +1,14 @@
 """One item per notebook. A component notebook runs in a forked child: torch is imported once, and no notebook sees another's state.
 A run notebook (one with a cell tagged `parameters`) goes through papermill, as its users start it, at profile `smoke` and into a temporary folder.
 Cells flagged `slow`, `gpu` or `notest` are left out; LSFD_TEST_FLAGS="slow gpu" runs them too."""
-import multiprocessing, os, subprocess, sys
+import json, math, multiprocessing, os, re, subprocess, sys
 from pathlib import Path
 
-import papermill, pytest, torch
-from fastcore.nbio import read_nb
+import nbdev.test, papermill, pytest, torch
+from fastcore.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.frontmatter import nb_frontmatter
-from nbdev.test import test_nb as run_cells
 
 CONFIG = get_config(Path(__file__).parent)
 ROOT, NBS = CONFIG.config_path, CONFIG.nbs_path
@@ -17,18 +16,55 @@ NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
 MINUTES = 10
 torch.set_num_threads(1)          # before the forks; nothing runs in parallel in this process
 
-def in_child(path, log):
-    "The forked child: everything the notebook prints goes to `log`, the error of the failing cell last."
+# --- stored outputs: the text that a cell prints is what is stored, its figures within a tolerance, timings and memory excepted
+
+NUMBER = re.compile(r'[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?')
+VARIES = re.compile(r'\b(s|ms|µs|min|seconds?|minutes?|hours?|steps/s|left|[KMGT]i?B|kB|bytes|[GT]?FLOP\S*|cores?|torch|times as)\b|0x[0-9a-f]+|/tmp/|<IPython|Styler|object at')
+
+def printed(cell):
+    "What a cell shows as text."
+    for out in cell.get('outputs', []):
+        if out['output_type'] == 'stream' and out['name'] == 'stdout': yield ''.join(out['text'])
+        if out['output_type'] in ('execute_result', 'display_data'): yield ''.join(out.get('data', {}).get('text/plain', ''))
+
+def near(a, b):
+    "Do two lines say the same, but for figures that another machine rounds elsewhere?"
+    a, b = (re.sub(r'\s+', ' ', line.strip()) for line in (a, b))
+    if VARIES.search(a) and VARIES.search(b): return True
+    if NUMBER.sub('#', a) != NUMBER.sub('#', b): return False
+    values = zip(*([float(n.replace(',', '').replace('−', '-')) for n in NUMBER.findall(line)] for line in (a, b)))
+    return all(math.isclose(x, y, rel_tol=.05, abs_tol=.02) for x, y in values)
+
+def differences(stored, ran):
+    "A line for each cell of `stored` that shows something else when it is run."
+    fresh = {cell['id']: cell for cell in json.loads(Path(ran).read_text(encoding='utf-8'))['cells']}
+    for cell in json.loads(Path(stored).read_text(encoding='utf-8'))['cells']:
+        if not cell.get('outputs') or cell['id'] not in fresh: continue
+        old, new = (''.join(printed(c)).splitlines() for c in (cell, fresh[cell['id']]))
+        bad = next((pair for pair in zip(old, new) if not near(*pair)), None)
+        if len(old) != len(new): bad = f'{len(old)} lines', f'{len(new)} lines'
+        if bad: yield f'cell {cell["id"]}: stored {bad[0]!r}, now {bad[1]!r}'
+
+@pytest.mark.parametrize('a, b, same', [
+    ('33.04 dB', '33.05 dB', True), ('33.04 dB', '31.00 dB', False), ('3 images', '4 images', False), ('a 1', 'b 1', False),
+    ('0.53 steps/s  0:01 left', '7.10 steps/s  0:00 left', True), ('-0.010', '-0.012', True), ('12,345', '12,345', True)])
+def test_comparison_can_fail(a, b, same): assert near(a, b) == same
+
+def in_child(path, tmp):
+    "The forked child: what the notebook prints goes to `log`, the error of the failing cell last, and the notebook with its outputs to `ran.ipynb`."
+    log = tmp/'log'
+    nbdev.test.write_nb = lambda nb, _: write_nb(nb, tmp/'ran.ipynb')
     for stream in 1, 2: os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = open(2, 'w', buffering=1, closefd=False)
     os.chdir(NBS); os.environ['OMP_NUM_THREADS'] = '1'
-    passed, _ = run_cells(path, CONFIG.tst_flags.split(), os.environ.get('LSFD_TEST_FLAGS', '').split(), basepath=ROOT, verbose=True)
+    passed, _ = nbdev.test.test_nb(path, CONFIG.tst_flags.split(), os.environ.get('LSFD_TEST_FLAGS', '').split(), basepath=ROOT, save=True)
     sys.stdout.flush(); os._exit(not passed)
 
 def run_component(path, tmp):
-    child = multiprocessing.get_context('fork').Process(target=in_child, args=(path, tmp/'log')); child.start(); child.join(60*MINUTES)
+    child = multiprocessing.get_context('fork').Process(target=in_child, args=(path, tmp)); child.start(); child.join(60*MINUTES)
     if child.is_alive(): child.kill(); child.join()
     if child.exitcode: pytest.fail((tmp/'log').read_text()[-6000:], pytrace=False)
+    if stale := list(differences(path, tmp/'ran.ipynb')): pytest.fail('stored outputs do not agree with the code, execute the notebook again:\n' + '\n'.join(stale), pytrace=False)
 
 def smoke(parameters, tmp):
     "What a run notebook is given: of these names, those that it declares."
