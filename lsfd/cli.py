@@ -70,14 +70,14 @@ command('compare', Compare, 'Train by several methods on equal terms.')
 command('evaluate', Evaluate, 'Score a checkpoint.')
 command('lam', Lam, 'Show which pixels networks used.')
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l017
+# %% ../nbs/7_annexes/12_cli.ipynb #l016
 def commented(f):
     "The function, with the comments beside its parameters as help of the options."
-    notes, sig = docments(f), inspect.signature(f)
-    f.__signature__ = sig.replace(parameters=[p.replace(annotation=Annotated[p.annotation, Parameter(help=notes[k])]) for k, p in sig.parameters.items()])
+    notes = docments(f)
+    f.__annotations__ = {k: Annotated[kind, Parameter(help=notes[k])] for k, kind in f.__annotations__.items()}
     return f
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l019
+# %% ../nbs/7_annexes/12_cli.ipynb #l018
 def targets(places, out, scale, overwrite):
     "`{photo: its file in `out`}` for files and folders, or one error."
     photos = [f for place in places for f in (find_images(place) if place.is_dir() else [place])]
@@ -90,7 +90,7 @@ def targets(places, out, scale, overwrite):
         raise ParameterError(f'{out} has {", ".join(there[:3])} already: give --overwrite, or another folder by --out')
     return named
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l020
+# %% ../nbs/7_annexes/12_cli.ipynb #l019
 def enlarge_photo(network, photo, file, inference, compare):
     "Write the enlarged photo, and beside it what bicubic interpolation makes of it; returns a line about it."
     start, image = time.perf_counter(), read_image(photo)
@@ -103,7 +103,7 @@ def enlarge_photo(network, photo, file, inference, compare):
     (h, w), (H, W) = image.shape[:2], made.shape[:2]
     return f'{photo.name} {w}x{h} → {file} {W}x{H}, {time.perf_counter() - start:.1f} s'
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l021
+# %% ../nbs/7_annexes/12_cli.ipynb #l020
 @app.command(name='upscale')
 @commented
 def upscale_photos(
@@ -134,7 +134,7 @@ def taps(
     "List the layers whose features can be compared."
     print(taps_of(network_of(network, scale)).to_string())
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l031
+# %% ../nbs/7_annexes/12_cli.ipynb #l030
 @app.command
 @commented
 def export(
@@ -149,7 +149,7 @@ def export(
     found = exporting.export(network_of(network, scale), file, to, overwrite=overwrite)
     print(f'→ {file}: differs from the network by at most {found["max_difference"]:.2g} grey levels, PSNR {found["psnr"]:.1f} dB')
 
-# %% ../nbs/7_annexes/12_cli.ipynb #l035
+# %% ../nbs/7_annexes/12_cli.ipynb #l034
 @app.command
 @commented
 def reproduce(

@@ -41,6 +41,11 @@ def test_train_evaluate_upscale(home, lsfd):
     assert r.status == 0 and 'noise=1.png 81x60 → upscaled/noise=1_x2.png 162x120' in r.out, r.err
     assert [f.name for f in (home/'upscaled').iterdir()] == ['noise=1_x2.png']
 
+@pytest.mark.parametrize('command, says', [('upscale', 'image files, or folders of them'), ('train', "side of an LR patch"), ('taps', 'a checkpoint, or')])
+def test_help_is_what_the_declarations_say(lsfd, command, says):
+    r = lsfd(command, '--help')
+    assert r.status == 0 and says in ' '.join(r.out.split())
+
 @pytest.mark.parametrize('words, says', {
     'no command':          (['trian'], 'Did you mean "train"?'),
     'no option':           (['train', '--modle', 'edsr'], 'Did you mean --model?'),
