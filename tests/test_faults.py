@@ -29,9 +29,9 @@ def count(what, right):
 @pytest.fixture(scope='module', autouse=True)
 def table(request):
     yield
-    write = request.config.pluginmanager.getplugin('terminalreporter').write_line
-    write(f'\n{"fault":60} tried  right')
-    for what, (tried, good) in COUNTS.items(): write(f'{what:60} {tried:5} {good:6}')
+    with request.config.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled():
+        print(f'\n\n{"fault":60} tried  right')
+        for what, (tried, good) in COUNTS.items(): print(f'{what:60} {tried:5} {good:6}')
 
 # --- a run of a second, what it ends with, and a child process to hurt
 
@@ -123,7 +123,7 @@ def test_a_signal_is_saved_at_the_end_of_the_step(sent, tmp_path, whole):
         list(fit(objective(), data, RECIPE, tmp_path/'run'))
     assert child(job) == 3
     assert count('SIGTERM and SIGINT in a step', read_run(tmp_path/'run')['at']['step'] == 4)
-    continues('  continued', tmp_path/'run', whole)
+    continues('  continued after a signal', tmp_path/'run', whole)
 
 def test_killed_writers_of_lines_lose_no_row_they_reported(tmp_path):
     path, told = tmp_path/'l.jsonl', tmp_path/'told'
@@ -152,7 +152,7 @@ def test_an_error_at_every_write(tmp_path, whole):
         code = child(job, i, out := tmp_path/f'{i}')
         if code == 0: break
         assert count('a full disk at a write: one error that names it', code == 7)
-        continues('  continued', out, whole)
+        continues('  continued after an error', out, whole)
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -176,7 +176,7 @@ def test_a_disk_that_is_full(small_disk, whole):
         try: list(steps)
         except WriteError as e: assert count('a run on a full disk', 'No space left' in str(e) and str(disk/f'{i}') in str(e)), e
         (disk/'filler').unlink()
-        continues('  continued', disk/f'{i}', whole)
+        continues('  continued with room', disk/f'{i}', whole)
 
 def test_a_ledger_on_a_full_disk(small_disk):
     disk, fill = small_disk; path = disk/'l.jsonl'; book.append(ROW, path); fill(4096)
@@ -224,7 +224,7 @@ def test_power_cut(kind, options, tmp_path):
         assert run('umount', place) and mounted()
         for name, n in kept.items():
             assert count(f'files after a power cut, {kind} {options}', torch.load(place/'run'/name)['n'] == n)
-        assert count('  lines', [row['step'] for _, row, _ in read_rows(place/'run/log.jsonl')] == rows)
+        assert count(f'  lines, {kind} {options}', [row['step'] for _, row, _ in read_rows(place/'run/log.jsonl')] == rows)
     finally: run('umount', '-l', place)
 
 # --- damaged files

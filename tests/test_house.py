@@ -31,8 +31,9 @@ def files():
 
 LAYERS = """system
 parameters
-reading
-images layers adapt taps regressors
+reading folders
+download
+images pixels layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam tiles
 ablations recipe evaluate lamplots ledger report

@@ -57,3 +57,21 @@ def test_a_rank_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
     steps = [log['step'] for log in fit(objective, pairs, recipe, folder)]
     assert steps[0] == at + 2 - at % 2 and steps[-1] == 60
     assert [r['step'] for r in read_logs(folder)] == list(range(2, 61, 2))
+
+def alive(pid): return Path(f'/proc/{pid}').exists() and ' Z ' not in Path(f'/proc/{pid}/stat').read_text()
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc to find the ranks')
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_follow_their_launcher_and_save_first(sent, tmp_path):
+    p = run(tmp_path/'run', processes=2, steps=400, save_every=1000)      # no state is saved before the end, but for the signal
+    with open(tmp_path/'said', 'w') as said, subprocess.Popen(command(p), env=environment(2), cwd=ROOT, stdout=said, stderr=said) as job:
+        start = time.time()
+        while len(read_logs(p.folder)) < 2: time.sleep(.1); assert time.time() - start < 200, (tmp_path/'said').read_text()
+        ranks = ranks_of(job); assert len(ranks) == 2
+        job.send_signal(sent); job.wait(60)
+    start = time.time()
+    while any(map(alive, ranks)): time.sleep(.1); assert time.time() - start < 30
+    at = torch.load(p.folder/'run.pt')['at']
+    assert 4 <= at['step'] < 400 and [r['step'] for r in at['rows']] == list(range(2, at['step'] + 1, 2))
+    (objective, pairs, recipe), folder = build(p), p.folder
+    assert next(fit(objective, pairs, recipe, folder))['step'] == at['step'] + 2 - at['step'] % 2
