@@ -627,6 +627,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'lsfd.runs.ledger_row': ('7_annexes/runs.html#ledger_row', 'lsfd/runs.py'),
                            'lsfd.runs.member': ('7_annexes/runs.html#member', 'lsfd/runs.py'),
                            'lsfd.runs.network': ('7_annexes/runs.html#network', 'lsfd/runs.py'),
+                           'lsfd.runs.open_network': ('7_annexes/runs.html#open_network', 'lsfd/runs.py'),
                            'lsfd.runs.own_network': ('7_annexes/runs.html#own_network', 'lsfd/runs.py'),
                            'lsfd.runs.patches': ('7_annexes/runs.html#patches', 'lsfd/runs.py'),
                            'lsfd.runs.recipe_of': ('7_annexes/runs.html#recipe_of', 'lsfd/runs.py'),
