@@ -93,7 +93,7 @@ class Training(Parameters):
     batch: int = Field(0, description="patches in a step; 0: the profile's, 16")
     lr_patch: int = Field(48, description='side of an LR patch')
     flip: bool = Field(True, description='mirror half of the patches')
-    rotate: bool = Field(False, description='turn half of them by 90 degrees')
+    rotate: bool = Field(False, description='turn them by 90 degrees and upside down too')
     rate: float = Field(0., description="Adam's learning rate; 0: the profile's")
     betas: Numbers = Field('0.9,0.99', description="Adam's")
     warmup: int = Field(0, description='steps in which the rate rises from 0')
