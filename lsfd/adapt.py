@@ -101,7 +101,8 @@ def examine(model, sizes=(32, 64, 128)):
             with inference(model): (y, wide), (z, narrow) = (misfit(model, x, by) for by in (1, 255))
         except Exception: continue   # too small for it, or no multiple of what it needs
         same = (y - z).abs().mean() < .02   # as for bicubic interpolation: any range will do
-        found = y.shape[3]//size, 1 if narrow < min(2.5, 4*wide) and not same else 255 if wide < 2.5 else None
+        in_unit = narrow < min(2.5, 4*wide) or narrow < min(10, wide/8)   # right in 0..1, or at least nonsense in 0..255 only
+        found = y.shape[3]//size, 1 if in_unit and not same else 255 if wide < 2.5 else None
         if found[1]: RANGES[model] = found   # one that has learnt nothing yet is asked again
         return found
     return None, None

