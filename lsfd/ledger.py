@@ -9,6 +9,7 @@ __all__ = ['SCHEMA', 'OPTIONAL', 'ROLES', 'BUDGET', 'TIMES', 'hardware', 'comple
 # %% ../nbs/5_measuring/04_ledger.ipynb #c003
 import json, os, platform, re, warnings
 from datetime import datetime, timezone
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 import pandas as pd, torch
@@ -32,6 +33,7 @@ ROLES = 'teacher', 'student', 'bicubic'
 BUDGET = 'model role scale profile steps batch rate precision recipe teacher data data_fingerprint protocol'.split()   # of rows that may be compared
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c009
+@cache
 def hardware() -> str:
     "What this process computes on: CPU, usable cores, GPU and torch version, as one short string."
     info = Path('/proc/cpuinfo')

@@ -85,8 +85,8 @@ class Training(Parameters):
     taps: Names = Field('', description='names of modules of your student to compare features at, joined by commas')
     teacher_taps: Names = Field('', description="the teacher's; empty: its tap_points, else the same names")
     profile: choice(PROFILES) = Field('demo', description="'smoke' (seconds), 'demo' (minutes, CPU), 'short' (a GPU), 'paper' (Sec. 4.1)")
-    data: Names = Field('photos', min_length=1, description="'photos' (embedded), a folder of images, or several joined by commas")
-    benchmark: Names = Field('', description="'photos' (held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your data, else photos")
+    data: Sources = Field('photos', min_length=1, description="'photos' (embedded), a folder of images, or several joined by commas")
+    benchmark: Sources = Field('', description="'photos' (held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your data, else photos")
     steps: int = Field(0, description="0: as many as the profile says")
     batch: int = Field(0, description="patches in a step; 0: the profile's, 16")
     lr_patch: int = Field(48, description='side of an LR patch')
@@ -105,7 +105,7 @@ class Training(Parameters):
     save_every: int = Field(0, description="steps; 0: the profile's")
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="the run's folder; empty: runs/<what it is>")
-    resume: bool = Field(True, description='go on with what the folder holds')
+    resume: bool | choice(['changed']) = Field(True, description="go on with what the folder holds; 'changed': also under another recipe")
     ledger: Place = Field('', description="file that the scores are added to; empty: ledger.jsonl in the run's folder")
 
     @model_validator(mode='after')
@@ -152,15 +152,13 @@ class Train(Training):
 
 class Compare(Training):
     "The parameters of `nbs/compare.ipynb`."
-    methods: Annotated[tuple[Method, ...], BeforeValidator(parts)] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
+    methods: Annotated[tuple[Method, ...], BeforeValidator(parts), Different] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
     study: choice(['', *STUDIES]) = Field('', description="instead of methods: an ablation, such as 'regressor' or 'map'")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts)] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts), Different] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
 
     @property
     def rows(self):
         "`{label: arguments of Distill}`: its methods, or the variants of its study."
-        for k, v in dict(methods=self.methods, seeds=self.seeds).items():
-            if len({*v}) < len(v): raise ValueError(f'{k}={spelled(v)} names one twice')
         return STUDIES[self.study] if self.study else {as_name(m): row_of(m) for m in self.methods}
 
     @property
@@ -170,7 +168,7 @@ class Compare(Training):
 class Evaluate(Parameters):
     "The parameters of `nbs/evaluate.ipynb`."
     checkpoint: File = Field('checkpoints/rcan_teacher_demo_x2.safetensors', description='from here, or what comes with lsfd')
-    benchmark: Names = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
+    benchmark: Sources = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
     border: choice(['symmetric', 'replicate']) = Field('symmetric', description="of the bicubic that makes missing LR images; 'replicate' as in old MATLAB")
     inference: choice(['whole', '4-crop', 'tiles', 'auto']) = Field('whole', description="'4-crop' as in the paper's SAN rows, 'tiles', or 'auto': tiles where memory is short")
     device: Device = Field('auto', description="'auto', 'cpu' or 'cuda'")
@@ -253,7 +251,7 @@ class Benchmarks(Parameters):
 class OwnNetwork(Parameters):
     "The parameters of `nbs/own_network.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo' (a minute on a quiet core), or 'smoke' (seconds: does it run?)")
-    data: Names = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
+    data: Sources = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
     photo: File = Field('', description='an image file to enlarge at the end; empty: one of the embedded')
     seed: int = Field(0, ge=0, lt=2**32, description='of the first weights and of the patches')
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
@@ -305,9 +303,9 @@ def sources(run):
     if run.benchmark: return data, {name: name for name in run.benchmark}
     own = [] if data == 'photos' else find_pairs(data, run.scale)
     if len(own) < 2 or own[0][2] is not None: return data, dict(photos='photos')   # LR images of the user's stay with theirs
-    kept = own[9::10] or own[-1:]
-    named = lambda part: {name: hr for name, hr, _ in part}
-    return named(o for o in own if o not in kept), {'held out': named(kept)}
+    kept = {*range(9, len(own), 10)} or {len(own) - 1}
+    train, test = ({name: hr for i, (name, hr, _) in enumerate(own) if (i in kept) == held} for held in (False, True))
+    return train, {'held out': test}
 
 def find_benchmarks(sources, scale, **kw):
     "The benchmarks of `{name: source}` at a scale, each scorable."
