@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Different', 'Text', 'Names', 'Numbers', 'Place', 'Sources', 'File', 'Source', 'Checkpoints', 'ParameterError',
            'nearest', 'complaint', 'Parameters', 'spelled', 'arguments', 'choice', 'text', 'parts', 'different',
-           'path_of', 'or_none', 'make_folder', 'existing', 'source', 'from_source', 'named_file', 'named_files',
-           'assigned']
+           'path_of', 'or_none', 'make_folder', 'from_here', 'existing', 'source', 'from_source', 'named_file',
+           'named_files', 'assigned']
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p002
 import ast, errno, os, re, reprlib
@@ -137,7 +137,12 @@ def make_folder(path):
     if not ok: raise ParameterError(f'out={path} is no folder that can be written to: choose another')
     return path
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p032
+# %% ../nbs/7_annexes/02_parameters.ipynb #p031
+def from_here(path):
+    "A path as seen from the current folder, if it lies below."
+    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)
+
+# %% ../nbs/7_annexes/02_parameters.ipynb #p034
 def existing(value):
     "The absolute path of a file."
     places = list(dict.fromkeys([path_of(value), bundled(value)]))
@@ -146,7 +151,7 @@ def existing(value):
 
 File = Annotated[Path | None, BeforeValidator(or_none(existing))]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p035
+# %% ../nbs/7_annexes/02_parameters.ipynb #p037
 def source(value):
     "'FILE.py:NAME' with an absolute path."
     file, _, name = value.rpartition(':')
@@ -165,7 +170,7 @@ def from_source(value):
 
 Source = Annotated[str, AfterValidator(lambda value: value and source(value))]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p038
+# %% ../nbs/7_annexes/02_parameters.ipynb #p040
 def named_file(entry):
     "(name, path) of 'NAME=FILE' or 'FILE'."
     name, eq, file = entry.partition('=')
@@ -183,7 +188,7 @@ def named_files(value):
 
 Checkpoints = Annotated[tuple[tuple[str, Path], ...], BeforeValidator(named_files)]
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p041
+# %% ../nbs/7_annexes/02_parameters.ipynb #p043
 @patch(cls_method=True)
 def cell(cls:Parameters):
     "The source of a parameters cell, one line for each field."
@@ -192,7 +197,7 @@ def cell(cls:Parameters):
     wide = max(map(len, lines.values()))
     return '\n'.join(f'{line:{wide}}   # {cls.model_fields[k].description}' for k, line in lines.items())
 
-# %% ../nbs/7_annexes/02_parameters.ipynb #p044
+# %% ../nbs/7_annexes/02_parameters.ipynb #p046
 def assigned(code, kinds):
     "Names that a cell assigns at its top level, by statements of these kinds."
     try: body = ast.parse(code).body
