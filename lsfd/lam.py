@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURN', 'gradient_map', 'detail', 'gaussian', 'blurred', 'integrate', 'LAMError', 'check_lr', 'check_settings',
-           'check_sr', 'exact', 'untouched', 'diffusion_index', 'density', 'LAM', 'lam', 'check_attribution',
+           'check_sr', 'exact', 'untouched', 'diffusion_index', 'density', 'LAM', 'points', 'lam', 'check_attribution',
            'textured', 'surroundings']
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c002
@@ -203,6 +203,10 @@ class LAM:
     def gap(self): "Completeness: the sum of attributions minus `change`, in its units."; return float(self.attribution.sum(dtype=np.float64)) - self.change
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c051
+def points(device, lr):
+    "How many points of the path go together: two on a CPU, whose caches hold no more; on a GPU as many as make 2¹⁷ pixels."
+    return 2 if device.type == 'cpu' else max(1, 2**17//(lr.shape[2]*lr.shape[3]))
+
 def lam(
     model,          # maps images (B,3,H,W) in 0..255 to enlarged ones; a network, or any callable
     lr,             # image (1,3,H,W) in 0..255
@@ -212,9 +216,9 @@ def lam(
     sigma=1.2,      # width of the Gaussian at the start of the path, LR pixels
     folds=50,       # steps of the path
     kernel=9,       # side of the Gaussian's kernel
-    batch=10):      # points of the path in memory at once
+    batch=None):    # points of the path in memory at once; None: as suits the device
     "Local attribution map: how each LR pixel contributes to the detail in a window of the SR image."
-    check_settings(sigma, kernel, y=y, x=x, window=window, folds=folds, batch=batch)
+    check_settings(sigma, kernel, y=y, x=x, window=window, folds=folds, batch=1 if batch is None else batch)
     check_lr(lr, kernel)
     check_range(model)
     with TURN, untouched(model, lr.device) as device:
@@ -225,7 +229,7 @@ def lam(
         with torch.no_grad(): ends = enlarge(path(torch.tensor([0., 1.])))
         check_sr(ends, lr.expand(2, -1, -1, -1), y, x, window)
         before, after = detail(ends, y, x, window).tolist()
-        total = integrate(objective, path, folds, batch)
+        total = integrate(objective, path, folds, points(device, lr) if batch is None else batch)
     check_attribution(total, y, x)
     return LAM((total/255).float().numpy(), to_image(lr), to_image(ends[1:]), y, x, window, (after - before)/255)
 

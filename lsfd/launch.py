@@ -18,7 +18,9 @@ from .train import RunError, fit, identity, world
 def own_device(run):
     "The run with this rank's GPU as device, where GPUs are meant."
     if not torch.cuda.is_available() or run.device not in ('auto', 'cuda'): return run
-    run = run.replace(device=f'cuda:{os.environ.get("LOCAL_RANK", 0)}')
+    rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if rank >= gpus: raise ParameterError(f'{rank + 1} processes and {gpus} GPU: each needs one of its own, give processes={gpus} or device=cpu')
+    run = run.replace(device=f'cuda:{rank}')
     torch.cuda.set_device(run.device)
     return run
 

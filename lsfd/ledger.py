@@ -9,6 +9,7 @@ __all__ = ['SCHEMA', 'OPTIONAL', 'ROLES', 'BUDGET', 'TIMES', 'hardware', 'comple
 # %% ../nbs/5_measuring/04_ledger.ipynb #c003
 import json, os, platform, re, warnings
 from datetime import datetime, timezone
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 import pandas as pd, torch
@@ -24,7 +25,7 @@ SCHEMA = dict(
     precision=str, recipe=str, group=int,       # 'fp32' or 'bf16'; what else was special; students trained together
     seed=int, data=str, data_fingerprint=str,   # what it was trained on
     benchmark=str, benchmark_fingerprint=str,   # what it was scored on
-    lr=str, psnr=float, protocol=str,           # LR images 'given' or 'made'; dB, and how it was counted
+    lr=str, psnr=float, protocol=str,           # LR images 'given' or 'made', or some of each; dB, and how it was counted
     hardware=str, wall_s=float, version=str,    # seconds of training
     time=str, checkpoint=str, note=str)         # UTC
 OPTIONAL = dict(teacher='', batch=None, rate=None, precision='', recipe='', group=None, lr='', checkpoint='', note='')
@@ -32,6 +33,7 @@ ROLES = 'teacher', 'student', 'bicubic'
 BUDGET = 'model role scale profile steps batch rate precision recipe teacher data data_fingerprint protocol'.split()   # of rows that may be compared
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c009
+@cache
 def hardware() -> str:
     "What this process computes on: CPU, usable cores, GPU and torch version, as one short string."
     info = Path('/proc/cpuinfo')

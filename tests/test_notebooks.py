@@ -1,4 +1,5 @@
 """One item per notebook. A component notebook runs in a forked child: torch is imported once, and no notebook sees another's state.
+Where there is a GPU the child is a new process instead, for CUDA does not survive a fork.
 A run notebook (one with a cell tagged `parameters`) goes through papermill, as its users start it, at profile `smoke` and into a temporary folder.
 Cells flagged `slow`, `gpu` or `notest` are left out; LSFD_TEST_FLAGS="slow gpu" runs them too."""
 import json, math, multiprocessing, os, re, subprocess, sys
@@ -61,7 +62,7 @@ def in_child(path, tmp):
     sys.stdout.flush(); os._exit(not passed)
 
 def run_component(path, tmp):
-    child = multiprocessing.get_context('fork').Process(target=in_child, args=(path, tmp)); child.start(); child.join(60*MINUTES)
+    child = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'fork').Process(target=in_child, args=(path, tmp)); child.start(); child.join(60*MINUTES)
     if child.is_alive(): child.kill(); child.join()
     if child.exitcode: pytest.fail((tmp/'log').read_text()[-6000:], pytrace=False)
     if stale := list(differences(path, tmp/'ran.ipynb')): pytest.fail('stored outputs do not agree with the code, execute the notebook again:\n' + '\n'.join(stale), pytrace=False)
