@@ -10,8 +10,8 @@ __all__ = ['SIZES', 'RESERVED', 'outputs', 'StepOutputs', 'dry_run', 'dry_runs',
 import torch
 from dataclasses import dataclass
 from torch import nn
-from .adapt import check_range, inference, like
-from .taps import TapError, tap
+from .adapt import NetworkError, check_range, inference, like
+from .taps import tap
 from .losses import METHODS
 
 _all_ = ['METHODS']
@@ -53,7 +53,7 @@ def dry_runs(nets):   # [(network, its taps), …]
     "The `dry_run` of each, on the first of `SIZES` that none of them objects to."
     for size in SIZES:
         try: return [dry_run(net, at, size) for net, at in nets]
-        except TapError: raise
+        except NetworkError: raise
         except Exception as e: why = e
     raise ValueError(f'no forward pass of black images of {SIZES} pixels a side: {why}') from why
 
@@ -120,7 +120,8 @@ class Distill(nn.Module):
         self.student, self.teacher, self.terms = student, teacher, dict(terms)
         self.regressors = nn.ModuleList(regressor(*p) for p in pairs if regressor)
         if teacher is not None: check_range(teacher.requires_grad_(False))
-        self.train()
+        try: self.train()
+        except NotImplementedError: raise ValueError('an exported program has no modes and no gradient of its weights: give the network that it was made of') from None
 
     def train(self, mode=True):
         super().train(mode)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .distill import trainable
 from .layers import Block, StaysFp32
 from .state import world
-from .step import forward, unnoticed, update
+from .step import Average, clip_gradients, forward, unnoticed, update
 
 # %% ../nbs/4_training/03a_engine.ipynb #e006
 def members(objective): return list(getattr(objective, 'objectives', [objective]))   # of a Group, or the one
@@ -111,6 +111,8 @@ class Engine:
         gpu = where.type == 'cuda'
         rate = torch.tensor(recipe.rate, device=where) if gpu else recipe.rate
         self.optimiser = torch.optim.Adam(ps, rate, recipe.betas, fused=where.type in ('cpu', 'cuda'), capturable=gpu)
+        self.average = Average(objective, recipe.ema) if recipe.ema else None
+        self.clip = partial(clip_gradients, objective, recipe.clip) if recipe.clip else None
         self.record, self.inputs, self.replay, self.teacher = captured if gpu else tried, None, None, None
         self.network = objective if world()[1] == 1 else DistributedDataParallel(
             objective, [where] if gpu else None, find_unused_parameters=True)
@@ -119,16 +121,17 @@ class Engine:
         "One step, kernel after kernel."
         with asking(self.objective, self.teacher):
             network = self.network if network is None else network
-            return update(self.optimiser, forward(network, batch, self.recipe.precision))
+            return update(self.optimiser, forward(network, batch, self.recipe.precision), self.clip)
 
 # %% ../nbs/4_training/03a_engine.ipynb #e063
 @patch
-def state_dict(self:Engine): return self.optimiser.state_dict()
+def state_dict(self:Engine): return self.optimiser.state_dict() | ({'ema': self.average.state_dict()} if self.average else {})
 
 @patch
 def load_state_dict(self:Engine, state):
     "Take over the averages; what was recorded is recorded anew."
-    self.optimiser.load_state_dict(state | dict(param_groups=self.state_dict()['param_groups']))
+    self.optimiser.load_state_dict(dict(state=state['state'], param_groups=self.optimiser.state_dict()['param_groups']))
+    if self.average: self.average.load_state_dict(state['ema'])
     self.inputs = self.replay = None
 
 # %% ../nbs/4_training/03a_engine.ipynb #e040
@@ -164,9 +167,18 @@ def step(self:Engine, batch, rate):
     for g in self.optimiser.param_groups:
         if isinstance(g['lr'], torch.Tensor): g['lr'].fill_(rate)
         else: g['lr'] = rate
-    if self.replay is None or [x.shape for x in batch] != [x.shape for x in self.inputs]: return self.run(batch)
-    for static, x in zip(self.inputs, batch): static.copy_(x)
-    return self.replay()
+    if self.replay is None or [x.shape for x in batch] != [x.shape for x in self.inputs]: losses = self.run(batch)
+    else:
+        for static, x in zip(self.inputs, batch): static.copy_(x)
+        losses = self.replay()
+    if self.average: self.average.update()
+    return losses
+
+@patch
+def finish(self:Engine):
+    "The objective in evaluation mode; its student is the average, if there is one."
+    if self.average and self.average.average.n_averaged: self.average.keep()
+    self.objective.eval()
 
 # %% ../nbs/4_training/03a_engine.ipynb #e036
 def seconds_per_step(objective, pairs, recipe, steps=2):

@@ -52,7 +52,7 @@ def find_way(
     "A label, and the function of (model, lr) that it stands for."
     auto = inference == 'auto'
     if auto:
-        room = room or pixels_that_fit(model)
+        room = pixels_that_fit(model) if room is None else room
         inference = 'whole' if pixels <= room else 'tiles'
     if inference in ('whole', '4-crop'): return inference, dict([('whole', whole), ('4-crop', four_crop)])[inference]
     given = re.fullmatch(r'tiles( ([1-9]\d*)\+(\d+)(/([1-9]\d*))?( .*)?)?', str(inference))
@@ -112,8 +112,8 @@ class Scores:
 
     def record(self):
         "What a row of the ledger says about these scores."
-        lr = 'given' if 'given' in self.lr else 'made' if 'made' in self.lr else ''
-        return dict(benchmark=self.benchmark, benchmark_fingerprint=self.fingerprint, protocol=self.protocol.label(), lr=lr,
+        lr = [word for word in ('given', 'made') if f'LR {word}' in self.lr]
+        return dict(benchmark=self.benchmark, benchmark_fingerprint=self.fingerprint, protocol=self.protocol.label(), lr=' and '.join(lr),
                     note=self.left_out) | {k: self.mean[k] for k in self.table if not k.startswith('bicubic_')}
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #4b49a2ed
@@ -187,4 +187,4 @@ def evaluate(
         with naming(name):
             sr = to_image(enlarge(model, to_tensor(lr), way, asked))
             rows[name] = protocol.score(sr, hr) | bicubic_scores(benchmark, protocol, name, lr, hr)
-    return Scores(pd.DataFrame(rows).T, protocol, benchmark.name, benchmark.fingerprint, getattr(benchmark, 'lr_source', ''))
+    return Scores(pd.DataFrame(rows).T, protocol, benchmark.name, benchmark.fingerprint, benchmark.lr_source)

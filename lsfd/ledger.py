@@ -25,7 +25,7 @@ SCHEMA = dict(
     precision=str, recipe=str, group=int,       # 'fp32' or 'bf16'; what else was special; students trained together
     seed=int, data=str, data_fingerprint=str,   # what it was trained on
     benchmark=str, benchmark_fingerprint=str,   # what it was scored on
-    lr=str, psnr=float, protocol=str,           # LR images 'given' or 'made'; dB, and how it was counted
+    lr=str, psnr=float, protocol=str,           # LR images 'given' or 'made', or some of each; dB, and how it was counted
     hardware=str, wall_s=float, version=str,    # seconds of training
     time=str, checkpoint=str, note=str)         # UTC
 OPTIONAL = dict(teacher='', batch=None, rate=None, precision='', recipe='', group=None, lr='', checkpoint='', note='')

@@ -20,7 +20,7 @@ class Recipe(Parameters):
     batch: int = Field(16, ge=1, description='patches in a step')
     lr_patch: int = Field(48, ge=1, description='side of an LR patch, pixels')
     flip: bool = Field(True, description='mirror half of the patches')
-    rotate: bool = Field(False, description='turn half of them by 90 degrees')
+    rotate: bool = Field(False, description='turn them by 90 degrees and upside down too')
     rate: float = Field(1e-4, gt=0, le=1, description="Adam's learning rate at its highest")
     betas: Numbers = Field((.9, .99), min_length=2, max_length=2, description="Adam's")
     warmup: int = Field(0, ge=0, description='steps in which the rate rises from 0')
@@ -60,4 +60,4 @@ for _name, _recipe in PROFILES.items():
 @patch(as_prop=True)
 def sampling(self:Recipe):
     "Arguments of `PatchPairs`."
-    return dict(batch=self.batch, lr_patch=self.lr_patch, flip=self.flip, seed=self.seed)
+    return dict(batch=self.batch, lr_patch=self.lr_patch, flip=self.flip, rotate=self.rotate, seed=self.seed)

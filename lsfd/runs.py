@@ -6,8 +6,8 @@
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or', 'device_of',
            'has_bf16', 'recipe_of', 'row_of', 'Training', 'as_name', 'Train', 'Compare', 'Evaluate', 'both_or_none',
            'Lam', 'Explore', 'Recorded', 'Table1', 'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network', 'network',
-           'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
-           'ARCHS', 'Field', 'ParameterError', 'Parameters']
+           'open_network', 'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build',
+           'ledger_row', 'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c002
 import inspect, re, torch
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from .ablations import STUDIES
+from .adapt import scale_of
 from .data import PHOTOS, Benchmark, PatchPairs, find_pairs
 from .distill import Distill, Group, METHODS
-from .evaluate import flat_images
 from .losses import sr_term
 from .models import ARCHS, DEMO, create_model, load_model
+from .evaluate import flat_images
+from .models.files import read_checkpoint
 from .models.slice import init_from, slice_teacher
 from .parameters import *
 from .regressors import DeepRegressor
@@ -85,13 +87,13 @@ class Training(Parameters):
     taps: Names = Field('', description='names of modules of your student to compare features at, joined by commas')
     teacher_taps: Names = Field('', description="the teacher's; empty: its tap_points, else the same names")
     profile: choice(PROFILES) = Field('demo', description="'smoke' (seconds), 'demo' (minutes, CPU), 'short' (a GPU), 'paper' (Sec. 4.1)")
-    data: Names = Field('photos', min_length=1, description="'photos' (embedded), a folder of images, or several joined by commas")
-    benchmark: Names = Field('', description="'photos' (held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your data, else photos")
+    data: Sources = Field('photos', min_length=1, description="'photos' (embedded), a folder of images, or several joined by commas")
+    benchmark: Sources = Field('', description="'photos' (held out), 'Set5', a folder, or several joined by commas; empty: every tenth of your data, else photos")
     steps: int = Field(0, description="0: as many as the profile says")
     batch: int = Field(0, description="patches in a step; 0: the profile's, 16")
     lr_patch: int = Field(48, description='side of an LR patch')
     flip: bool = Field(True, description='mirror half of the patches')
-    rotate: bool = Field(False, description='turn half of them by 90 degrees')
+    rotate: bool = Field(False, description='turn them by 90 degrees and upside down too')
     rate: float = Field(0., description="Adam's learning rate; 0: the profile's")
     betas: Numbers = Field('0.9,0.99', description="Adam's")
     warmup: int = Field(0, description='steps in which the rate rises from 0')
@@ -105,7 +107,7 @@ class Training(Parameters):
     save_every: int = Field(0, description="steps; 0: the profile's")
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="the run's folder; empty: runs/<what it is>")
-    resume: bool = Field(True, description='go on with what the folder holds')
+    resume: bool | choice(['changed']) = Field(True, description="go on with what the folder holds; 'changed': also under another recipe")
     ledger: Place = Field('', description="file that the scores are added to; empty: ledger.jsonl in the run's folder")
 
     @model_validator(mode='after')
@@ -152,15 +154,13 @@ class Train(Training):
 
 class Compare(Training):
     "The parameters of `nbs/compare.ipynb`."
-    methods: Annotated[tuple[Method, ...], BeforeValidator(parts)] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
+    methods: Annotated[tuple[Method, ...], BeforeValidator(parts), Different] = Field('Student,FAKD,FitNet,LFD,LSFD', min_length=1, description='as in train, joined by commas; the first is the baseline')
     study: choice(['', *STUDIES]) = Field('', description="instead of methods: an ablation, such as 'regressor' or 'map'")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts)] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(parts), Different] = Field('0', min_length=1, description='of first weights and patches, joined by commas: one group each')
 
     @property
     def rows(self):
         "`{label: arguments of Distill}`: its methods, or the variants of its study."
-        for k, v in dict(methods=self.methods, seeds=self.seeds).items():
-            if len({*v}) < len(v): raise ValueError(f'{k}={spelled(v)} names one twice')
         return STUDIES[self.study] if self.study else {as_name(m): row_of(m) for m in self.methods}
 
     @property
@@ -170,7 +170,8 @@ class Compare(Training):
 class Evaluate(Parameters):
     "The parameters of `nbs/evaluate.ipynb`."
     checkpoint: File = Field('checkpoints/rcan_teacher_demo_x2.safetensors', description='from here, or what comes with lsfd')
-    benchmark: Names = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
+    network: Source = Field('', description="of a checkpoint of your own network: 'my_net.py:Net'")
+    benchmark: Sources = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
     border: choice(['symmetric', 'replicate']) = Field('symmetric', description="of the bicubic that makes missing LR images; 'replicate' as in old MATLAB")
     inference: choice(['whole', '4-crop', 'tiles', 'auto']) = Field('whole', description="'4-crop' as in the paper's SAN rows, 'tiles', or 'auto': tiles where memory is short")
     device: Device = Field('auto', description="'auto', 'cpu' or 'cuda'")
@@ -253,7 +254,7 @@ class Benchmarks(Parameters):
 class OwnNetwork(Parameters):
     "The parameters of `nbs/own_network.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo' (a minute on a quiet core), or 'smoke' (seconds: does it run?)")
-    data: Names = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
+    data: Sources = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
     photo: File = Field('', description='an image file to enlarge at the end; empty: one of the embedded')
     seed: int = Field(0, ge=0, lt=2**32, description='of the first weights and of the patches')
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
@@ -278,6 +279,14 @@ def network(run, role, seed):
     name = f'{run.model}_{role}'
     return create_model(name, run.scale, **(DEMO[name] if run.profile in ('smoke', 'demo') else {}))
 
+# %% ../nbs/7_annexes/02_runs.ipynb #r038
+def open_network(path, source=''):
+    "The network of a checkpoint, of one's own class if FILE.py:NAME is given."
+    if not source: return load_model(path)
+    net = own_network(source, read_checkpoint(path)[1].get('spec', {}).get('scale', 2))
+    if new := init_from(net, path): raise ParameterError(f'{path.name} has no weights for {", ".join(new[:4])}: is it of another network than {source}?')
+    return net.eval()
+
 # %% ../nbs/7_annexes/02_runs.ipynb #c022
 def teacher_path(run):
     "Where the run's teacher is: `run.teacher`, or one that comes with lsfd for the small profiles."
@@ -295,7 +304,8 @@ def find_teacher(run):
         return None
     path = teacher_path(run)
     teacher = load_model(path)
-    if teacher.scale != run.scale: raise ParameterError(f'{path.name} is ×{teacher.scale}, the run ×{run.scale}: give another teacher, or change the scale')
+    by = scale_of(teacher)
+    if by != run.scale: raise ParameterError(f'{path.name} is ×{by}, the run ×{run.scale}: give another teacher, or change the scale')
     return teacher
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c028
@@ -305,9 +315,9 @@ def sources(run):
     if run.benchmark: return data, {name: name for name in run.benchmark}
     own = [] if data == 'photos' else find_pairs(data, run.scale)
     if len(own) < 2 or own[0][2] is not None: return data, dict(photos='photos')   # LR images of the user's stay with theirs
-    kept = own[9::10] or own[-1:]
-    named = lambda part: {name: hr for name, hr, _ in part}
-    return named(o for o in own if o not in kept), {'held out': named(kept)}
+    kept = {*range(9, len(own), 10)} or {len(own) - 1}
+    train, test = ({name: hr for i, (name, hr, _) in enumerate(own) if (i in kept) == held} for held in (False, True))
+    return train, {'held out': test}
 
 def find_benchmarks(sources, scale, **kw):
     "The benchmarks of `{name: source}` at a scale, each scorable."
@@ -318,7 +328,7 @@ def find_benchmarks(sources, scale, **kw):
     if twins: raise ParameterError(f'two benchmarks are called {twins.pop()!r}: score them in two runs, or rename a folder')
     small = [f'{t.name}/{n}' for t in tests for n, _, hr in t if min(hr.shape[:2]) < 11 + 2*scale]
     if small: raise ParameterError(f'too small to be scored, {11 + 2*scale} pixels a side are needed: {", ".join(small[:4])}')
-    for t in tests: flat_images(t)    # an error if no other images are there
+    for t in tests: flat_images(t)   # an error, if there are no others
     return tests
 
 # %% ../nbs/7_annexes/02_runs.ipynb #c042
@@ -331,7 +341,7 @@ def member(run, teacher, row, seed):
     learner = network(run, getattr(run, 'role', 'student'), seed)
     init = getattr(run, 'init', 'random')
     if init == 'teacher': slice_teacher(learner, teacher)
-    elif init != 'random': init_from(learner, init)
+    elif init != 'random' and (new := init_from(learner, init)): print(f'{init} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None):
@@ -341,7 +351,7 @@ def build(run, seed=None):
     objective = Group(members) if isinstance(run, Compare) else members.popitem()[1]
     return objective.to(device_of(run.device)), patches(run, recipe), recipe
 
-# %% ../nbs/7_annexes/02_runs.ipynb #r052
+# %% ../nbs/7_annexes/02_runs.ipynb #r055
 OWN_COLUMNS = 'steps batch rate precision seed engine log_every save_every'.split()
 
 def ledger_row(run, objective, pairs, recipe):

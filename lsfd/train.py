@@ -122,4 +122,4 @@ def fit(
                 if save_due and writes: save_run(folder, objective, engine, ident, at)
             if stop: raise stopped(came, at.step, folder)
             if log_due: yield row
-    objective.eval()
+    engine.finish()

@@ -11,6 +11,7 @@ from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import METHODS, Distill
 from lsfd.models import create_model
 from lsfd.recipe import Recipe
+from lsfd.runs import Train
 from lsfd.state import STATES, RunError, read_logs, read_run
 from lsfd.system import WriteError, append_rows, read_rows, write_atomically
 from lsfd.train import fit
@@ -364,7 +365,7 @@ def test_what_does_not_matter_may_change_and_what_does_is_said(tmp_path, whole, 
     assert 'threads 1, now 2' in capsys.readouterr().out
     with pytest.raises(RunError, match='step 4 had the rate 0.0005'): train(tmp_path, RECIPE.replace(steps=16))
     with pytest.raises(RunError, match='first weights'): list(fit(objective(1), pairs(), RECIPE, tmp_path))
-    train(tmp_path, RECIPE.replace(steps=10, rate=1e-4), resume='changed')
+    train(tmp_path, RECIPE.replace(steps=10, rate=1e-4), resume=Train(resume='changed').resume)
     state = read_run(tmp_path)
     assert state['at']['step'] == 10 and state['ident']['before'][0]['until'] == 8 and states.FORMAT == state['format']
     assert create_model(**{'name': 'edsr_student', **{k: v for k, v in state['spec'].items() if k in ('n_blocks', 'n_feats')}}).load_state_dict(state['student'])

@@ -1,5 +1,5 @@
 """Scores of networks and pictures that are not as ours: strides, windows, smallest sizes, flat pictures, several outputs, hostile names; and metrics that are added."""
-import json
+import json, os, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lsfd import ledger
 from lsfd.data import Benchmark, facade
 from lsfd.evaluate import Scores, enlarge, evaluate, find_way, flat_images, reach, upscale
-from lsfd.images import bicubic, to_tensor
+from lsfd.images import bicubic, to_tensor, write_image
 from lsfd.metrics import METRICS, Protocol
 from lsfd.models import load_demo
 from lsfd.paired import differences, forest, paired
@@ -98,6 +98,30 @@ def test_where_memory_is_short_auto_takes_smaller_tiles_and_no_error_recommends_
         with pytest.raises(RuntimeError, match='^wide \\$x\\$: LR images of 75x85 pixels need more memory than there is') as e: evaluate(Greedy(), bench, Protocol(scale=2, inference=way))
         assert remedy in str(e.value) and (way == 'whole') == ("'auto'" in str(e.value))
 
+LIMITED = """
+import resource, torch, numpy as np
+from lsfd.data import Benchmark, facade
+from lsfd.evaluate import evaluate
+from lsfd.metrics import Protocol
+from lsfd.models import create_model
+torch.set_num_threads(1); torch.manual_seed(0)
+net = create_model('edsr_student', n_blocks=2, n_feats=64)
+large, small = (Benchmark({'large': np.tile(facade(), (n, n, 1))[:512*n]}, scale=2) for n in (4, 1))
+evaluate(net, small)
+used = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 450*10**6,)*2)
+for way in 'whole', 'auto':
+    try: print(evaluate(net, large, Protocol(scale=2, inference=way)).protocol.inference)
+    except RuntimeError as e: print(e)
+"""
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='limits of memory are tried on Linux')
+def test_auto_respects_a_limit_of_memory():
+    r = subprocess.run([sys.executable, '-c', LIMITED], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert r.returncode == 0, r.stderr
+    whole, auto = r.stdout.splitlines()
+    assert "need more memory than there is: use inference='auto'" in whole and auto.startswith('tiles ') and auto.endswith('+8 (exact)')
+
 def test_flat_pictures_are_named_and_left_out():
     net = load_demo('rcan_student')
     alone, both = (evaluate(net, Benchmark(images, scale=2)) for images in ({'facade': PHOTO}, {'facade': PHOTO, 'blank': BLANK}))
@@ -127,6 +151,7 @@ def test_a_metric_is_one_line(monkeypatch, tmp_path):
     scores = evaluate(seeded(Up), bench)
     assert list(scores.table) == ['psnr', 'ssim', 'psnr_rgb', 'bicubic_psnr', 'bicubic_ssim', 'bicubic_psnr_rgb'] and scores.mean.psnr == before.mean.psnr
     flat = bicubic(bicubic(PHOTO[:150, :170], 1/2), 2).astype(float) - PHOTO[:150, :170]
+    assert scores.record()['lr'] == 'made' and 'LR made (MATLAB bicubic)' in str(scores)
     assert scores.table.bicubic_psnr_rgb.facade == pytest.approx(10*np.log10(255**2/(flat[2:-2, 2:-2]**2).mean()))
     assert f'{scores.mean.psnr_rgb:.3f} dB' in str(scores) and 'psnr_rgb' in scores.text('markdown')
     file = tmp_path/'ledger.jsonl'
@@ -138,6 +163,15 @@ def test_a_metric_is_one_line(monkeypatch, tmp_path):
     monkeypatch.undo()
     assert ledger.read(file).psnr_rgb[0] == scores.mean.psnr_rgb                       # read where nobody has the metric
     with pytest.raises(ledger.LedgerError, match="unknown 'psnr_rgb'"): ledger.append(ROW | scores.record(), file)
+
+def test_where_the_lr_images_come_from_is_part_of_a_score(tmp_path):
+    hr = PHOTO[:, :170]
+    for file, image in {'HR/facade.png': hr, 'LR_bicubic/X2/facadex2.png': bicubic(hr, 1/2)}.items():
+        (tmp_path/'set'/file).parent.mkdir(parents=True)
+        write_image(tmp_path/'set'/file, image)
+    given, made = (evaluate(seeded(Up), Benchmark(source, scale=2)) for source in (tmp_path/'set', {'facade': hr}))
+    assert (given.lr, made.lr) == ('LR given', 'LR made (MATLAB bicubic)') and given.mean.equals(made.mean)
+    assert [s.record()['lr'] for s in (given, made)] == ['given', 'made'] and 'LR given' in given._repr_html_()
 
 def test_hostile_names_are_text():
     table = pd.DataFrame(dict(psnr=[30.], ssim=[.8], bicubic_psnr=[29.], bicubic_ssim=[.7]), ['<img src=x onerror=alert(1)>|&_$%'])

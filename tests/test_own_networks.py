@@ -238,6 +238,22 @@ def test_regressors_learn_along():
     o, _ = train(Net(), **NAMES)
     assert len(trainable(o)) == 4 + 3*10
 
+def test_an_exported_program_is_refused_in_words():
+    program = torch.export.export(Net().eval(), (torch.zeros(1, 3, 16, 16),))
+    with pytest.raises(ValueError, match='give program.module()'): evaluate(program, Benchmark(PHOTOS, scale=2))
+    with pytest.raises(ValueError, match='an exported program'): Distill(Net(), program.module(), **METHODS['Logits'])
+
+def test_half_precision_and_odd_scales_are_scored(monkeypatch):
+    test, net = Benchmark({k: v[:64, :64] for k, v in PHOTOS.items()}, scale=2), load_demo('rcan_student')
+    right = evaluate(net, test).mean.psnr
+    assert abs(evaluate(copy.deepcopy(net).half(), test).mean.psnr - right) < .05
+    plain = Net(); want = evaluate(plain, test).mean.psnr
+    assert abs(evaluate(copy.deepcopy(plain).half(), test).mean.psnr - want) < .05
+    for scale in [2], (2,), '2', torch.tensor(2), lambda: 2, nn.Parameter(torch.ones(16)), 8**-.5, None:
+        plain.scale = scale
+        assert evaluate(plain, test).mean.psnr == want, scale
+        if isinstance(scale, nn.Parameter): del plain.scale
+
 # --- networks for 0..1: the right score, or one error
 
 def rewritten():

@@ -1,5 +1,5 @@
 """What a notebook should not show: a run killed in the middle, and everything a user can get wrong on the command line."""
-import json, os, re, signal, subprocess, sys
+import ast, json, os, random, re, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -8,7 +8,12 @@ from fastcore.nbio import read_nb
 from papermill.translators import translate_parameters
 from nbdev.config import get_config
 
-from lsfd.models import create_model, save_model
+from lsfd.data import DataError, PatchPairs, sample_photos
+from lsfd.distill import METHODS, Distill
+from lsfd.ledger import LedgerError, check_ledger
+from lsfd.models import DEMO, ModelError, create_model, load_demo, save_model
+from lsfd.runs import NOTEBOOKS, ParameterError, Train, Training, find_benchmarks, find_teacher, recipe_of, sources
+from lsfd.train import Recipe, RunError, fit, open_run
 
 ROOT = get_config(Path(__file__).parent).config_path
 TEACHER = str(ROOT/'data/checkpoints/rcan_teacher_demo_x2.safetensors')
@@ -56,11 +61,83 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
     assert rows(whole) == rows(cut)
     assert [r['step'] for r in rows(cut)] == list(range(4, 61, 4))        # no row lost, none twice
 
+# --- the recipe
+
+def test_the_default_recipe_is_what_it_was():
+    "The first losses of the demo, as commit 74bf93d computed them, before recipes could clip, average, warm up or fall as a cosine."
+    torch.manual_seed(0)
+    objective = Distill(create_model('rcan_student', **DEMO['rcan_student']), load_demo('rcan_teacher'), **METHODS['LSFD'])
+    pairs = PatchPairs({k: v for k, v in sample_photos().items() if k != 'rocket'})
+    logs = [log for log, _ in zip(fit(objective, pairs, Recipe.demo(precision='fp32', log_every=1)), range(3))]
+    assert [log['sr'] for log in logs] == pytest.approx([53.3284797668457, 25.8339786529541, 27.066465377807617], rel=1e-4)
+    assert [log['lsfd'] for log in logs] == pytest.approx([18.690473556518555, 8.464861869812012, 7.941019058227539], rel=1e-4)
+
+# --- the declarations
+
+def parameters_cell(name): return next(c.source for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if 'parameters' in c.metadata.get('tags', []))
+def lines(text): return sorted(' '.join(line.split()) for line in text.splitlines() if line)
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_parameters_cell_and_declaration_say_the_same(name):
+    assert lines(parameters_cell(name)) == lines(NOTEBOOKS[name].cell()), f'{name}: its parameters cell should hold\n{NOTEBOOKS[name].cell()}'
+
+@pytest.mark.parametrize('name', ['train', 'compare', 'evaluate', 'lam', 'explore'])
+def test_no_variable_of_a_notebook_has_the_name_of_a_parameter(name):
+    cells = [c for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if c.cell_type == 'code' and 'parameters' not in c.metadata.get('tags', [])]
+    stored = {n.id for c in cells for top in ast.parse(c.source).body if not isinstance(top, (ast.FunctionDef, ast.ClassDef))
+              for n in [x for t in (getattr(top, 'targets', None) or [getattr(top, 'target', None)]) if t for x in ast.walk(t)] if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert not stored & {*NOTEBOOKS[name].model_fields}
+
+TEXTS = ['', ' ', '\0', 'a\0b', '/dev/null', '/dev/full', '..', '/', '~', '~nobody-here/x', '"""', '\\', '\n', '\x1b[31m', '😀', 'é'*200, 'a'*5000, '/'.join(['a'*200]*30),
+         ',', 'photos,photos', '{0}', 'None', '1e5', '\ud800', '$x^{$', '*', 'Set5', 'x.py:y', 'a=b', '=', ':']
+VALUES = [None, True, 0, -1, 2**63, 10**400, 1.5, float('nan'), float('inf'), 1e308, [], {}, [1], [[1]], b'x', 3+4j, {1}, object(), print]
+
+def begin(run):
+    "What the notebooks do first, as far as it is quick."
+    if not isinstance(run, Training): return
+    recipe_of(run), run.words()
+    if run.teacher: find_teacher(run)
+    if run.data != ('photos',): sources(run)
+    if run.benchmark: find_benchmarks(sources(run)[1], run.scale)
+    if run.ledger: check_ledger(run.ledger_file)
+    if run.out:
+        with open_run(run.folder): pass
+
+@pytest.mark.parametrize('name', ['train', 'compare', 'evaluate', 'lam', 'explore'])
+def test_no_value_ends_in_a_raw_error(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cls, rng = NOTEBOOKS[name], random.Random(1)
+    sets = [{k: v} for k in cls.model_fields for v in VALUES + TEXTS] + [{k: rng.choice(VALUES + TEXTS) for k in rng.sample([*cls.model_fields], 2)} for _ in range(50)]
+    refused = 0
+    for given in sets:
+        try: begin(cls(**given))
+        except (ParameterError, RunError, DataError, ModelError, LedgerError) as e: refused += bool(str(e))
+    print(f'{name}: {len(sets)} sets, {refused} refused in words')
+    assert refused > len(sets)/2
+
+@pytest.mark.parametrize('value, meant', [(dict(benchmark=2024), ('2024',)), (dict(rate='1e-4'), 1e-4), (dict(resume='true'), True), (dict(scale='3'), 3),
+                                          (dict(steps=8.), 8), (dict(data=['a', 'b']), ('a', 'b')), (dict(teacher=None), None), (dict(betas=[.5, .9]), (.5, .9))], ids=str)
+def test_values_as_people_give_them(value, meant):
+    assert getattr(Train(**value), *value) == meant
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); run = Train(out='here')
+    monkeypatch.chdir('/'); assert run.folder == tmp_path/'here'
+
+@pytest.mark.parametrize('name, first, then', [
+    ('lam', dict(), dict(window=20)), ('explore', dict(), dict(image='chelsea')), ('evaluate', dict(checkpoint=TEACHER), dict(inference='tiles')),
+    ('train', dict(steps=2), dict(seed=1, steps=2)), ('compare', dict(steps=2, methods='Student,Logits'), dict(steps=2, methods='Student,LSFD'))])
+def test_all_cells_run_again_in_one_kernel(name, first, then, tmp_path):
+    "Someone edits a parameter and runs all cells again; and a start-up file of IPython has left a variable."
+    space, usual = dict(DEBUG=False, rows=3), {} if name == 'evaluate' else dict(profile='smoke')
+    for turn, given in enumerate((first, first | then)):
+        space = notebook(f'{name}.ipynb', space, **usual | dict(out=str(tmp_path/str(turn))) | given)
+
 # --- the command line
 
-def notebook(name, **given):
+def notebook(name, space=None, **given):
     "Run a notebook's cells as papermill would, in this process: the given parameters follow the parameters cell."
-    space = {'__name__': '__main__', 'display': lambda *a: None, 'In': []}
+    space = {'__name__': '__main__', 'display': lambda *a: None, 'In': []} | (space or {})
     for cell in read_nb(ROOT/'nbs'/name).cells:
         if cell.cell_type != 'code': continue
         run(cell.source, space)
@@ -113,7 +190,7 @@ BAD = {
     'no processes':    (dict(processes=0), 'processes=0: input should be greater than or equal to 1'),
     'unused teacher':  (dict(method='Student', teacher=TEACHER), 'would not be used'),
     'no data':         (dict(data=','), 'data=[]'),
-    'twin benchmarks': (dict(benchmark='photos,photos'), "two benchmarks are called 'photos'"),
+    'twin benchmarks': (dict(benchmark='photos,photos'), 'names one twice'),
     'tiny benchmark':  (dict(benchmark='speck'), 'too small to be scored'),
     'lost ledger':     (dict(ledger='/proc/nowhere/l.jsonl'), 'cannot write'),
     'no benchmark':    (dict(benchmark='photos,Set6'), 'Set6'),
@@ -174,6 +251,24 @@ def test_other_runs_end_well(given, tmp_path, monkeypatch):
     before = (Path('a run')/'log.jsonl').read_text()
     notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)      # a finished run: nothing to do
     assert (Path('a run')/'log.jsonl').read_text() == before and len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
+
+def own_files(tmp):
+    (tmp/'my_net.py').write_text('from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, scale=2): super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3*scale**2, 3, padding=1), nn.PixelShuffle(scale))')
+    (tmp/'my_loss.py').write_text('def near(o): return sum((t - r).abs().mean() for t, r in zip(o.f_t, o.f_r))')
+
+def test_own_network_own_loss_own_photos_another_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); own_files(tmp_path)
+    for i in range(3): photo(tmp_path/f'mine/{i}.png', 128, 128, seed=i)
+    space = notebook('train.ipynb', profile='smoke', steps=2, student='my_net.py:Net', method='my_loss.py:near', data='mine', taps='0', teacher_taps='body.4',
+                     model='edsr', teacher=TEACHER, out='a run')
+    assert [t.name for t in space['tests']] == ['held out'] and space['name'] == '2' and len(space['pairs'].names) == 2
+    row, = [json.loads(line) for line in (tmp_path/'a run/ledger.jsonl').read_text().splitlines()]
+    assert (row['model'], row['method'], row['benchmark'], row['steps']) == ('Net', 'near', 'held out', 2)
+
+def test_a_run_leaves_the_committed_ledger_alone(tmp_path):
+    before = (ROOT/'data/ledger.jsonl').read_bytes()
+    notebook('train.ipynb', profile='smoke', steps=2, out=str(tmp_path/'run'))
+    assert (ROOT/'data/ledger.jsonl').read_bytes() == before and (tmp_path/'run/ledger.jsonl').exists()
 
 def test_papermill_reports_the_error(tmp_path):
     r = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', tmp_path/'out.ipynb', '-k', 'python3', '-p', 'modle', 'rcan'], cwd=ROOT,

@@ -42,3 +42,10 @@ def test_library(away):
     notebooks = len([p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts])
     assert r.stdout.split() == ['240', '6', 'True', '2', 'rcan', str(notebooks)]
     assert not list(away.folder.iterdir())
+
+def test_train_and_upscale(away):
+    command = 'from lsfd.cli import main; import sys; sys.exit(main())'
+    r = away('-c', command, 'train', '--profile', 'smoke', '--out', 'mine')
+    assert r.returncode == 0 and '6/6' in r.stdout, r.stderr
+    assert {'student.safetensors', 'train.ipynb'} <= {f.name for f in (away.folder/'mine').iterdir()}
+    assert [f.name for f in away.folder.iterdir()] == ['mine']

@@ -4,10 +4,19 @@ from sync_settings import ROOT, publish
 sys.path.insert(0, str(ROOT))
 from lsfd.export import facts
 from lsfd.models import load_model
+from lsfd.runs import Train
+
+STEPS = dict(edsr=6400, rcan=5400, san=2300)   # of the teachers, which were trained before `Recipe` knew a warm-up
+
+def command(model):
+    "What trains a teacher like it: the same recipe, up to the rate of the first hundred steps."
+    run = Train(model=model, role='teacher', data='train/BSD400,train/CID22', steps=STEPS[model], rate=6e-4, warmup=100, precision='bf16')
+    return f'`papermill nbs/train.ipynb runs/{model}_teacher.ipynb {" ".join(run.words())}`'
 
 def card(path):
     net = load_model(path)
-    return f'## {path.name}\n\n{facts(net, file=f"{path.stat().st_size/1e6:.2f} MB, fp16")}\n'
+    made = dict(command=command(net.spec['arch'])) if 'teacher' in path.name else {}
+    return f'## {path.name}\n\n{facts(net, **made, file=f"{path.stat().st_size/1e6:.2f} MB, fp16")}\n'
 
 HEAD = '''<!-- Written by tools/cards.py from the files beside it -->
 # Model cards

@@ -57,6 +57,9 @@ spandrel = {array(c['spandrel_requirements'])}
 dev = {array(developing(c))}
 
 
+[project.scripts]
+{c['lib_name']} = "{c['lib_name']}.cli:main"
+
 [project.urls]
 Repository = {quoted(c['git_url'])}
 

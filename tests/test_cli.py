@@ -1,0 +1,67 @@
+"""The command line as a person uses it: in a folder of their own, with what can go wrong."""
+import os, subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np, pytest
+from PIL import Image
+
+from lsfd.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+LSFD = [sys.executable, '-c', 'import sys; from lsfd.cli import main; sys.exit(main())']
+ENV = {k: v for k, v in os.environ.items() if k != 'LSFD_DATA'} | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "A folder with a photo."
+    tmp = tmp_path_factory.mktemp('home'); (tmp/'photos').mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 81, 3), 'uint8')).save(tmp/'photos/noise=1.png')
+    return tmp
+
+@pytest.fixture
+def lsfd(home, monkeypatch, capfd):
+    "A function that does in `home` what the command line says."
+    monkeypatch.chdir(home); monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    def run(*words):
+        status = main(list(words))
+        return SimpleNamespace(status=status, **capfd.readouterr()._asdict())
+    return run
+
+def test_train_evaluate_upscale(home, lsfd):
+    with subprocess.Popen([*LSFD, 'train', 'rcan', '--profile', 'smoke', '--out', 'mine'], cwd=home, env=ENV, stdout=subprocess.PIPE, text=True) as job:
+        early = next(line for line in job.stdout if line.strip().startswith('2/6'))
+        assert job.poll() is None and early                                   # seen while the run goes on
+        rest = job.stdout.read()
+    assert job.wait() == 0 and '6/6' in rest and rest.strip().endswith('mine/train.ipynb')
+    assert {'train.ipynb', 'student.safetensors', 'ledger.jsonl', 'log.jsonl'} <= {f.name for f in (home/'mine').iterdir()}
+    r = lsfd('evaluate', 'mine/student.safetensors', '--out', 'scores')
+    assert r.status == 0 and ' dB / ' in r.out and (home/'scores/evaluate.ipynb').is_file(), r.err
+    r = lsfd('upscale', 'photos', '--checkpoint', 'mine/student.safetensors', '--no-compare')
+    assert r.status == 0 and 'noise=1.png 81x60 → upscaled/noise=1_x2.png 162x120' in r.out, r.err
+    assert [f.name for f in (home/'upscaled').iterdir()] == ['noise=1_x2.png']
+
+@pytest.mark.parametrize('command, says', [('upscale', 'image files, or folders of them'), ('train', "side of an LR patch"), ('taps', 'a checkpoint, or')])
+def test_help_is_what_the_declarations_say(lsfd, command, says):
+    r = lsfd(command, '--help')
+    assert r.status == 0 and says in ' '.join(r.out.split())
+
+@pytest.mark.parametrize('words, says', {
+    'no command':          (['trian'], 'Did you mean "train"?'),
+    'no option':           (['train', '--modle', 'edsr'], 'Did you mean --model?'),
+    'no value':            (['train', 'esdr'], 'did you mean edsr?'),
+    'no number':           (['train', '--steps', 'many'], 'unable to convert "many" into int'),
+    'no checkpoint':       (['evaluate', 'none.pt'], 'no file at'),
+    'found by a notebook': (['evaluate', '--benchmark', 'photos', '--device', 'cpu', '--inference', 'tiles 0+1', '--out', 'o'], 'tiles 0+1'),
+    'no image':            (['upscale', 'mine.txt'], 'no file mine.txt'),
+    'no format':           (['export', 'checkpoints/rcan_student_demo_x2.safetensors', '--to', 'gif'], "no format 'gif': choose one of onnx, torch, fp16"),
+}.values(), ids=str)
+def test_one_clear_line(lsfd, words, says):
+    r = lsfd(*words)
+    assert r.status == 2 and says in r.err and 'Traceback' not in r.out + r.err, r.err
+    assert len(r.err.strip().splitlines()) == 1, r.err
+
+def test_a_photo_that_is_none_stops_before_anything_is_written(home, lsfd):
+    (home/'bad').mkdir(exist_ok=True); (home/'bad/a.png').write_text('no image')
+    r = lsfd('upscale', 'bad', '--out', 'none')
+    assert r.status == 2 and 'a.png' in r.err and len(r.err.splitlines()) == 1 and not list((home/'none').glob('*.png'))
