@@ -1,7 +1,7 @@
 """On a machine with a GPU: do all engines compute the same, and how fast are they? One row per step and engine goes to data/benchmarks.jsonl.
     python tools/gpu_check.py            ten minutes or so
     python tools/gpu_check.py --smoke    seconds, tiny networks, on a CPU too: does the check itself run?"""
-import argparse, gc, sys, time
+import argparse, gc, sys
 from datetime import date
 from functools import partial
 from pathlib import Path
