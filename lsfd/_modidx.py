@@ -401,6 +401,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lsfd.metrics.Protocol.score': ('5_measuring/metrics.html#protocol.score', 'lsfd/metrics.py'),
                               'lsfd.metrics._local_mean': ('5_measuring/metrics.html#_local_mean', 'lsfd/metrics.py'),
                               'lsfd.metrics._lumas': ('5_measuring/metrics.html#_lumas', 'lsfd/metrics.py'),
+                              'lsfd.metrics.digits': ('5_measuring/metrics.html#digits', 'lsfd/metrics.py'),
                               'lsfd.metrics.metric_text': ('5_measuring/metrics.html#metric_text', 'lsfd/metrics.py'),
                               'lsfd.metrics.psnr_y': ('5_measuring/metrics.html#psnr_y', 'lsfd/metrics.py'),
                               'lsfd.metrics.ssim_y': ('5_measuring/metrics.html#ssim_y', 'lsfd/metrics.py')},
