@@ -84,10 +84,10 @@ def colours(size):
 
 # %% ../nbs/3_networks/06_adapt.ipynb #0f6d072b
 def misfit(model, x, by):
-    "In grey levels: the network's image of `x/by`, and its mean difference from `x` when shrunk again."
+    "In grey levels: the network's image of `x/by`, and its mean difference from the bicubic enlargement of a smooth `x`."
     y = by*enlarged(model, x/by)
-    small = F.avg_pool2d(y, y.shape[3]//x.shape[3])
-    return y, (small - x)[..., 4:-4, 4:-4].abs().mean().item()
+    same = F.interpolate(x, y.shape[2:], mode='bicubic')
+    return y, (y - same)[..., 8:-8, 8:-8].abs().mean().item()
 
 # %% ../nbs/3_networks/06_adapt.ipynb #4c3123ff
 RANGES = weakref.WeakKeyDictionary()   # what was found out about a network: (scale, range)
@@ -101,7 +101,7 @@ def examine(model, sizes=(32, 64, 128)):
             with inference(model): (y, wide), (z, narrow) = (misfit(model, x, by) for by in (1, 255))
         except Exception: continue   # too small for it, or no multiple of what it needs
         same = (y - z).abs().mean() < .02   # as for bicubic interpolation: any range will do
-        in_unit = narrow < min(2.5, 4*wide) or narrow < min(10, wide/8)   # right in 0..1, or at least nonsense in 0..255 only
+        in_unit = narrow < min(2.5, 1.5*wide + .1) or narrow < min(10, wide/8)   # as good in 0..1, or nonsense in 0..255
         found = y.shape[3]//size, 1 if in_unit and not same else 255 if wide < 2.5 else None
         if found[1]: RANGES[model] = found   # one that has learnt nothing yet is asked again
         return found

@@ -18,7 +18,7 @@ from .adapt import check_range, inference as at_rest, like, stated_scale
 from .data import send
 from .efficiency import noise
 from .images import bicubic, to_luma, to_tensor, to_image
-from .metrics import METRICS, Protocol, metric_text
+from .metrics import METRICS, Protocol, digits, metric_text
 from .report import markdown
 from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, short_of_memory, whole
 
@@ -129,7 +129,7 @@ def __str__(self:Scores):
 @patch
 def _repr_html_(self:Scores):
     both = pd.concat([self.counted, self.mean.to_frame('mean').T, self.table.loc[self.flat]]).rename(lambda k: html.escape(str(k)))
-    return both.style.format('{:.3f}').set_caption(html.escape(f'{self.benchmark}: {self.how}')).to_html()
+    return both.style.format({k: digits(k) for k in both}).set_caption(html.escape(f'{self.benchmark}: {self.how}')).to_html()
 
 @patch
 def text(self:Scores, kind='markdown'):
