@@ -341,7 +341,7 @@ def member(run, teacher, row, seed):
     learner = network(run, getattr(run, 'role', 'student'), seed)
     init = getattr(run, 'init', 'random')
     if init == 'teacher': slice_teacher(learner, teacher)
-    elif init != 'random' and (new := init_from(learner, init)): print(f'{init} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
+    elif init != 'random' and (new := init_from(learner, init)): print(f'{Path(init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None):

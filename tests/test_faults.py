@@ -369,3 +369,12 @@ def test_what_does_not_matter_may_change_and_what_does_is_said(tmp_path, whole, 
     state = read_run(tmp_path)
     assert state['at']['step'] == 10 and state['ident']['before'][0]['until'] == 8 and states.FORMAT == state['format']
     assert create_model(**{'name': 'edsr_student', **{k: v for k, v in state['spec'].items() if k in ('n_blocks', 'n_feats')}}).load_state_dict(state['student'])
+
+def test_a_folder_that_moves_or_goes(tmp_path, whole, monkeypatch):
+    steps = fit(objective(), pairs(), RECIPE, tmp_path/'gone'); next(steps); next(steps)
+    shutil.rmtree(tmp_path/'gone'); list(steps)                                                # it is made again
+    monkeypatch.chdir(tmp_path); steps = fit(objective(), pairs(), RECIPE, 'here'); next(steps)
+    (tmp_path/'else').mkdir(); monkeypatch.chdir('else'); list(steps)                          # a relative path stays where it was
+    for out in tmp_path/'gone', tmp_path/'here': assert count('folders removed, current folders changed', same(torch.load(out/'run.pt'), whole[0]))
+    train(tmp_path/'gone')
+    assert count('  the log is whole again', same(ended(tmp_path/'gone'), whole))
