@@ -76,11 +76,12 @@ def low_bytes(path, raw):
 # %% ../nbs/7_annexes/10_reading.ipynb #db928bed
 def _eight_bits(im, path, raw):
     "The loaded picture `im` of `path` with 8 bits per colour; an `ImageError` for pixels without an agreed white"
+    tags = getattr(im, 'tag_v2', {})                 # 258: bits of each colour, 284: 2 for separate planes
+    if tags.get(284) == 2 and tags.get(258, ())[1:2] == (16,):
+        raise ImageError('16-bit colours in separate planes, which Pillow cannot read. Save it as PNG')
     if im.mode.startswith('I;16') or im.mode == 'I' and im.format in ('PNG', 'PPM'): values = np.asarray(im).astype(int)
     elif ';16' in raw and im.mode in raw: values = 256*np.asarray(im).astype(int) + low_bytes(path, raw)
     elif im.mode[0] in 'IF': raise ImageError(f'float or 32-bit pixels (mode {im.mode}) name no white. Save it with 8 or 16 bits')
-    elif 16 in getattr(im, 'tag_v2', {}).get(258, ()) and ';16' not in raw:
-        raise ImageError('16-bit colours in separate planes, which Pillow cannot read. Save it as PNG')
     else: return im
     white = 4095 if raw.startswith('I;12') else 65535
     if white > 4095 and 0 < values.max() < 4096:
