@@ -16,7 +16,6 @@ myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3
 suppress_warnings = ['myst.header']                             # a heading that skips a level
 
-default_role = 'code'                                           # docstrings are written in markdown's way
 autodoc_default_options, autodoc_inherit_docstrings = dict(members=True), False
 autodoc_member_order, autodoc_typehints = 'bysource', 'none'
 python_maximum_signature_line_length = 90
@@ -32,16 +31,22 @@ html_theme_options = dict(
     use_repository_button=True, show_toc_level=2, navbar_persistent=[],
     launch_buttons=dict(colab_url='https://colab.research.google.com', binderhub_url='https://mybinder.org'))
 
-def rst(text): return re.sub(r'(`[^`]*`)|([*|\\]|_\b)', lambda m: m[1] or '\\' + m[2], text)
+def rst(text):
+    "Markdown's `code` and plain characters in reStructuredText."
+    return re.sub(r'`([^`]+)`|([*|\\`]|_\b)', lambda m: rf'\ ``{m[1]}``\ ' if m[1] else '\\' + m[2], text)
 
 def add_docments(app, what, name, obj, options, lines):
     "The comments beside the parameters as the fields of a docstring."
-    lines[:] = [rst(line) for line in lines]
+    lines[:] = rst('\n'.join(lines)).split('\n')
     if what not in ('function', 'method', 'class'): return
     try: notes = docments(obj, full=True)
     except (TypeError, ValueError, OSError): return
     said = {name: rst(' '.join(note.docment.split())) for name, note in notes.items() if getattr(note, 'docment', None)}
     lines += [''] + [f':returns: {text}' if name == 'return' else f':param {name}: {text}' for name, text in said.items()]
+
+def only_ours(app, what, name, obj, skip, options):
+    "Leave out what a module passes on from another package."
+    return True if getattr(obj, '__module__', 'lsfd').split('.')[0] != 'lsfd' else None
 
 def add_mathjax(app, error):
     "The part of MathJax that these pages use, so that formulas need no network."
@@ -52,4 +57,5 @@ def add_mathjax(app, error):
 
 def setup(app):
     app.connect('autodoc-process-docstring', add_docments)
+    app.connect('autodoc-skip-member', only_ours)
     app.connect('build-finished', add_mathjax)

@@ -94,10 +94,10 @@ def captured(step):
     try:
         with torch.cuda.stream(side):
             for mode in ('default', 'default', 'error'): torch.cuda.set_sync_debug_mode(mode); step()
+        torch.cuda.set_sync_debug_mode(before); torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): losses = step()
     finally: torch.cuda.set_sync_debug_mode(before); cudnn.benchmark = benchmark
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): losses = step()
     def replay(): graph.replay(); return losses
     return replay
 

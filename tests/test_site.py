@@ -10,8 +10,10 @@ import pages as site
 def cell(source, kind='code'): return dict(cell_type=kind, id='a', metadata={}, source=source, **(dict(outputs=[]) if kind == 'code' else {}))
 
 def test_cells_lose_their_directives_and_hidden_ones_go():
-    nb = dict(cells=[cell('#| default_exp a'), cell('#|hide\nimport os'), cell('#| export\n#| slow\nx = 1  #| no directive'), cell('# Title', 'markdown')])
-    assert [c['source'] for c in site.tidy(nb, 'a.ipynb')['cells']] == ['x = 1  #| no directive', '# Title']
+    nb = dict(cells=[cell('#| default_exp a'), cell('#| echo: false\nplot()'), cell('#|hide\nimport os'), cell('#| export\n#| slow\nx = 1  #| no directive'), cell('# Title', 'markdown')])
+    shown, *rest = site.tidy(nb, 'a.ipynb')['cells']
+    assert [c['source'] for c in rest] == ['x = 1  #| no directive', '# Title']
+    assert shown['metadata']['tags'] == ['remove-input'] and shown['source'] == 'plot()'
 
 @pytest.mark.parametrize('link, seen', [('2_b/c.ipynb', '2_b/c.ipynb'), ('../3_d/e.ipynb#f', '../3_d/e.ipynb#f'),
                                         ('../../data/paper', f'{site.C["git_url"]}/blob/main/data/paper')])
@@ -21,8 +23,8 @@ def test_links(link, seen):
 def test_reading_order():
     pages = site.notebooks()
     chapters = [page.split('/')[0] for page in pages if page[0].isdigit()]
-    assert pages[0] == 'index.ipynb' and chapters == sorted(chapters) and chapters[0] < chapters[-1]
-    assert pages.index('paper/table1.ipynb') < pages.index('train.ipynb') < pages.index('evaluate.ipynb')
+    assert pages[:2] == ['index.ipynb', 'tour.ipynb'] and chapters == sorted(chapters) and chapters[0] < chapters[-1]
+    assert pages.index(chapters[-1] + '/01_system.ipynb') < pages.index('paper/table1.ipynb') < pages.index('train.ipynb')
 
 @pytest.fixture(scope='module')
 def built():

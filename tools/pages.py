@@ -7,10 +7,10 @@ C = settings()
 NBS, OUT = ROOT/C['nbs_path'], ROOT/C['doc_path']
 
 def notebooks():
-    "The paths of all notebooks from `nbs/`, in reading order: the front page, the chapters, the paper's tables, the runs as the front page names them."
+    "The paths of all notebooks from `nbs/`, in reading order: front page, tour, chapters, the paper's tables, the runs as the front page names them."
     found = [p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
     front = (NBS/'index.ipynb').read_text(encoding='utf-8')
-    return sorted(found, key=lambda name: (name != 'index.ipynb', '/' not in name, '/' not in name and front.find(f'({name})'), name))
+    return sorted(found, key=lambda name: (name != 'index.ipynb', name != 'tour.ipynb', '/' not in name, '/' not in name and front.find(f'({name})'), name))
 
 def outside(link, page):
     "A link of a notebook; one that leaves `nbs/` becomes an address in the repository."
@@ -24,10 +24,11 @@ def relink(text, page):
 
 def tidy(nb, page):
     "A notebook as a reader needs it: without hidden cells and without directives."
-    kept = []
+    kept, folded = [], dict(metadata=dict(tags=['remove-input']))
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if re.search(r'(?m)^#\| *(hide|default_exp)\b', source): continue
+        if re.search(r'(?m)^#\| *echo: *false', source): cell = cell | folded
         source = relink(source, page) if cell['cell_type'] == 'markdown' else re.sub(r'(?m)^#\|.*\n?', '', source)
         kept.append(cell | dict(source=source.strip('\n')))
     return nb | dict(cells=kept)
@@ -37,8 +38,8 @@ def toctree(caption, pages):
 
 def contents(pages):
     "The table of contents, hidden at the end of the front page: it makes the sidebar."
-    def part(page): return page.split('/')[0] if '/' in page else ''
-    def title(part): return dict(paper="The paper's tables and figures").get(part, part.replace('_', ' ').title()) or 'Notebooks to run'
+    def part(page): return page.split('/')[0] if '/' in page else 'start' if page == 'tour.ipynb' else 'runs'
+    def title(part): return dict(paper="The paper's tables and figures", runs='Notebooks to run').get(part) or part.replace('_', ' ').title()
     groups = {p: [page for page in pages[1:] if part(page) == p] for p in dict.fromkeys(map(part, pages[1:]))}
     return '\n\n'.join([toctree(title(p), group) for p, group in groups.items()] + [toctree('Reference', ['api/index'])])
 
