@@ -26,8 +26,8 @@ TRAINED = ("lsfd.train", "lsfd.distill", "lsfd.data", "lsfd.models")   # what th
 GIVEN = dict(table1=["profile"], tables=["ledger", "least_steps"], ablations=["ledger"], fig1=["profile", "students"], figs2_3=["students"],
              figs4_6=["students"], errata=[], claims=["ledger", "least_steps", "figures"])
 
-JOB = "python -m lsfd.workflow papermill {input.notebook} {output.notebook} -k python3 --no-progress-bar --log-output"
-FRESH = "python -m lsfd.workflow fresh {params.out} {params.trained} {params.data} {params.steps} "
+RUN, JOB = "python -m lsfd.workflow ", "papermill {input.notebook} {output.notebook} -k python3 --no-progress-bar --log-output"
+FRESH = RUN + "fresh {params.out} {params.trained} {params.data} {params.steps} "
 
 wildcard_constraints: model="[a-z]+", scale="[234]", seed="[0-9]+", name="[a-z0-9_]+"
 
@@ -71,7 +71,7 @@ rule teacher:
     params: code=code_of("nbs/train.ipynb", without=LOSSES + SHOWN), trained=code_of(*TRAINED, without=LOSSES + SHOWN),
             data=G["data"], benchmark=G["benchmark"], steps=G["teacher_steps"], profile=P, out=lambda w, output: str(Path(output.weights).parent)
     resources: gpu=GPU
-    shell: FRESH + "&& " + JOB + " -p role teacher -p model {wildcards.model} -p scale {wildcards.scale} -p profile {params.profile} -p data {params.data}"
+    shell: FRESH + "-- " + JOB + " -p role teacher -p model {wildcards.model} -p scale {wildcards.scale} -p profile {params.profile} -p data {params.data}"
            " -p benchmark {params.benchmark} -p steps {params.steps} -p out {params.out} -p ledger {output.ledger}"
 
 rule students:
@@ -81,7 +81,7 @@ rule students:
     params: code=code_of("nbs/compare.ipynb", without=SHOWN), trained=code_of(*TRAINED, without=SHOWN),
             data=G["data"], benchmark=G["benchmark"], steps=G["steps"], profile=P, methods=G["methods"], out=lambda w, output: str(Path(output.ledger).parent)
     resources: gpu=GPU
-    shell: FRESH + "{params.methods} {input.teacher} && " + JOB + " -p model {wildcards.model} -p scale {wildcards.scale} -r seeds {wildcards.seed}"
+    shell: FRESH + "{params.methods} {input.teacher} -- " + JOB + " -p model {wildcards.model} -p scale {wildcards.scale} -r seeds {wildcards.seed}"
            " -p methods {params.methods} -p profile {params.profile} -p data {params.data} -p benchmark {params.benchmark} -p steps {params.steps}"
            " -p teacher {input.teacher} -p out {params.out} -p ledger {output.ledger}"
 
@@ -94,4 +94,4 @@ rule figure:
     input: needs, notebook=ancient("nbs/paper/{name}.ipynb")
     output: notebook=f"{OUT}/figures/{{name}}.ipynb"
     params: code=lambda w: code_of(f"nbs/paper/{w.name}.ipynb"), out=f"{OUT}/figures", given=given
-    shell: JOB + " -p out {params.out} {params.given}"
+    shell: RUN + JOB + " -p out {params.out} {params.given}"

@@ -747,6 +747,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'lsfd.workflow.code_of': ('7_annexes/workflow.html#code_of', 'lsfd/workflow.py'),
                                'lsfd.workflow.estimate': ('7_annexes/workflow.html#estimate', 'lsfd/workflow.py'),
                                'lsfd.workflow.fresh': ('7_annexes/workflow.html#fresh', 'lsfd/workflow.py'),
+                               'lsfd.workflow.main': ('7_annexes/workflow.html#main', 'lsfd/workflow.py'),
                                'lsfd.workflow.merge': ('7_annexes/workflow.html#merge', 'lsfd/workflow.py'),
                                'lsfd.workflow.modules': ('7_annexes/workflow.html#modules', 'lsfd/workflow.py'),
                                'lsfd.workflow.own_gpu': ('7_annexes/workflow.html#own_gpu', 'lsfd/workflow.py'),
