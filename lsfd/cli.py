@@ -8,6 +8,7 @@ __all__ = ['app', 'main', 'run_notebook', 'command', 'commented', 'targets', 'en
 
 # %% ../nbs/7_annexes/12_cli.ipynb #l002
 import inspect, papermill, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
@@ -79,7 +80,7 @@ def commented(f):
 
 # %% ../nbs/7_annexes/12_cli.ipynb #l018
 def targets(places, out, scale, overwrite):
-    "`{photo: its file in `out`}` for files and folders, or one error."
+    "`{photo: its file}` for files and folders, all in the folder `out`; or one error."
     photos = [f for place in places for f in (find_images(place) if place.is_dir() else [place])]
     named = {photo: out/f'{photo.stem}_x{scale}.png' for photo in photos}
     if not photos: raise ParameterError('name at least one photo or folder')
@@ -158,5 +159,6 @@ def reproduce(
     dry: bool = False):       # only say what would be done, and how long it takes
     "Make every table and figure of the paper; needs the clone, and snakemake."
     if not (repo_root()/'Snakefile').is_file(): raise ParameterError('no Snakefile here: run this in a clone of the repository')
+    if not find_spec('snakemake'): raise ParameterError('this needs snakemake: pip install snakemake')
     words = ['--cores', str(cores), *['--dry-run']*dry, '--config', f'profile={profile}']
     return subprocess.run([sys.executable, '-m', 'snakemake', *words], cwd=repo_root()).returncode

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np, pytest
 from PIL import Image
 
+from lsfd import cli
 from lsfd.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,14 @@ def test_one_clear_line(lsfd, words, says):
     r = lsfd(*words)
     assert r.status == 2 and says in r.err and 'Traceback' not in r.out + r.err, r.err
     assert len(r.err.strip().splitlines()) == 1, r.err
+
+def test_reproduce_names_what_it_needs(lsfd, monkeypatch):
+    monkeypatch.setattr(cli, 'find_spec', lambda name: None)
+    r = lsfd('reproduce')
+    assert r.status == 2 and 'pip install snakemake' in r.err
+    monkeypatch.setattr(cli, 'repo_root', Path.cwd)
+    r = lsfd('reproduce')
+    assert r.status == 2 and 'in a clone' in r.err
 
 def test_a_photo_that_is_none_stops_before_anything_is_written(home, lsfd):
     (home/'bad').mkdir(exist_ok=True); (home/'bad/a.png').write_text('no image')

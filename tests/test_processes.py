@@ -16,11 +16,13 @@ torch.set_num_threads(1)
 GRADIENTS = '''
 import sys, torch, torch.distributed as dist
 from lsfd.runs import Train, build
-from lsfd.train import Engine, forward, share, trainable
+from lsfd.distill import trainable
+from lsfd.train import Engine, forward, share
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
 objective, pairs, recipe = build(Train(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]))
-forward(Engine(objective, recipe).network, share(pairs, 0), 'fp32')['total'].backward()
+engine = Engine(objective, recipe)   # which DDP needs alive in the backward pass
+forward(engine.network, share(pairs, 0), 'fp32')['total'].backward()
 if dist.get_rank() == 0: torch.save([p.grad for p in trainable(objective)], sys.argv[1])
 dist.destroy_process_group()
 '''
