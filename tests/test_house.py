@@ -35,7 +35,7 @@ reading folders
 download
 images pixels layers adapt taps regressors
 metrics plots data losses models
-distill paired efficiency lam tiles
+distill paired efficiency lam lamchecks tiles
 ablations recipe evaluate lamplots ledger report
 state
 step
