@@ -76,6 +76,7 @@ packages = {array(packages(c))}
 package-dir = {{"{c['lib_name']}.bundled.data" = "data", "{c['lib_name']}.bundled.nbs" = "{c['nbs_path']}"}}
 
 [tool.setuptools.package-data]
+"{c['lib_name']}" = ["widgets/*"]
 "{c['lib_name']}.bundled.data" = ["checkpoints/*", "paper/*", "*.jsonl"]
 "{c['lib_name']}.bundled.nbs" = ["**/*.ipynb"]
 
