@@ -24,6 +24,7 @@ def plain(code):
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
+# %% ../nbs/7_annexes/14_workflow.ipynb #wf010
 def modules(code, package='lsfd'):
     "The modules of lsfd that this code imports, as dotted names; relative ones as seen from `package`."
     for node in ast.walk(ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code))):
@@ -46,6 +47,7 @@ def cells_of(notebook):
     cells = json.loads((repo_root()/notebook).read_text(encoding='utf-8'))['cells']
     return '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
 
+# %% ../nbs/7_annexes/14_workflow.ipynb #wf012
 @cache
 def code_of(
     *starts,       # notebooks, by their path in the clone, and modules, such as 'lsfd.train'
@@ -85,6 +87,7 @@ def seconds_per_step(role, model, profile, ledger=None):
     last = rows.iloc[-1]
     return last.wall_s/last.steps, last.hardware
 
+# %% ../nbs/7_annexes/14_workflow.ipynb #wf014
 def estimate(jobs, profile):   # jobs: (role, model, steps) each
     "One line: how many trainings are missing, and the hours they take by the ledger's speeds."
     known = [(steps, *seconds_per_step(role, model, profile)) for role, model, steps in jobs]
@@ -105,6 +108,7 @@ def own_gpu(n):
         finally: lock.release()
     yield None
 
+# %% ../nbs/7_annexes/14_workflow.ipynb #wf016
 def run(words):
     "Run a command on a GPU of its own where there are any; returns its exit status."
     with own_gpu(torch.cuda.device_count()) as gpu:
