@@ -1,6 +1,6 @@
 """The workflow in a copy of the clone, with a papermill that does nothing but leave the files of its job: what is planned, what is done again and what is not, and a job that dies.
 LSFD_LONG=1: the whole smoke grid for real."""
-import json, os, shutil, stat, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 
