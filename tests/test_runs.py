@@ -74,13 +74,6 @@ def test_the_default_recipe_is_what_it_was():
 
 # --- the declarations
 
-def parameters_cell(name): return next(c.source for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if 'parameters' in c.metadata.get('tags', []))
-def lines(text): return sorted(' '.join(line.split()) for line in text.splitlines() if line)
-
-@pytest.mark.parametrize('name', NOTEBOOKS)
-def test_parameters_cell_and_declaration_say_the_same(name):
-    assert lines(parameters_cell(name)) == lines(NOTEBOOKS[name].cell()), f'{name}: its parameters cell should hold\n{NOTEBOOKS[name].cell()}'
-
 @pytest.mark.parametrize('name', ['train', 'compare', 'evaluate', 'lam', 'explore'])
 def test_no_variable_of_a_notebook_has_the_name_of_a_parameter(name):
     cells = [c for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if c.cell_type == 'code' and 'parameters' not in c.metadata.get('tags', [])]
