@@ -147,6 +147,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.engine.Engine.start': ('4_training/engine.html#engine.start', 'lsfd/engine.py'),
                              'lsfd.engine.Engine.state_dict': ('4_training/engine.html#engine.state_dict', 'lsfd/engine.py'),
                              'lsfd.engine.Engine.step': ('4_training/engine.html#engine.step', 'lsfd/engine.py'),
+                             'lsfd.engine.any_number': ('4_training/engine.html#any_number', 'lsfd/engine.py'),
                              'lsfd.engine.asking': ('4_training/engine.html#asking', 'lsfd/engine.py'),
                              'lsfd.engine.blocks': ('4_training/engine.html#blocks', 'lsfd/engine.py'),
                              'lsfd.engine.captured': ('4_training/engine.html#captured', 'lsfd/engine.py'),
