@@ -65,7 +65,7 @@ def test_one_clear_line(lsfd, words, says):
 def test_reproduce_names_what_it_needs(lsfd, monkeypatch):
     monkeypatch.setattr(cli, 'find_spec', lambda name: None)
     r = lsfd('reproduce')
-    assert r.status == 2 and 'pip install snakemake' in r.err
+    assert r.status == 2 and 'pip install "lsfd[workflow]"' in r.err
     monkeypatch.setattr(cli, 'repo_root', Path.cwd)
     r = lsfd('reproduce')
     assert r.status == 2 and 'in a clone' in r.err

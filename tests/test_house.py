@@ -35,7 +35,7 @@ reading folders
 download
 images pixels layers adapt taps regressors
 metrics plots data losses models
-distill paired efficiency lam tiles
+distill paired efficiency lam lamchecks tiles
 ablations recipe evaluate lamplots ledger report
 state
 step
@@ -114,7 +114,7 @@ def test_nbdev_leaves_no_diff(command, folder, files, tmp_path):
               if not (name in kept and name in made and (ROOT/name).read_bytes() == (tmp_path/name).read_bytes())]
     assert not differ, f'{differ}: run {command} and commit'
 
-@pytest.mark.parametrize('tool', ['sync_settings', 'readme', 'cards'])
+@pytest.mark.parametrize('tool', ['sync_settings', 'readme', 'cards', 'cells'])
 def test_generated_files(tool):
     r = sh(sys.executable, f'tools/{tool}.py', '--check')
     assert r.returncode == 0, r.stderr

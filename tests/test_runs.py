@@ -76,19 +76,18 @@ def test_the_default_recipe_is_what_it_was():
 
 # --- the declarations
 
-def parameters_cell(name): return next(c.source for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if 'parameters' in c.metadata.get('tags', []))
-def lines(text): return sorted(' '.join(line.split()) for line in text.splitlines() if line)
-
-@pytest.mark.parametrize('name', NOTEBOOKS)
-def test_parameters_cell_and_declaration_say_the_same(name):
-    assert lines(parameters_cell(name)) == lines(NOTEBOOKS[name].cell()), f'{name}: its parameters cell should hold\n{NOTEBOOKS[name].cell()}'
-
 @pytest.mark.parametrize('name', ['train', 'compare', 'evaluate', 'lam', 'explore'])
 def test_no_variable_of_a_notebook_has_the_name_of_a_parameter(name):
     cells = [c for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if c.cell_type == 'code' and 'parameters' not in c.metadata.get('tags', [])]
     stored = {n.id for c in cells for top in ast.parse(c.source).body if not isinstance(top, (ast.FunctionDef, ast.ClassDef))
               for n in [x for t in (getattr(top, 'targets', None) or [getattr(top, 'target', None)]) if t for x in ast.walk(t)] if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert not stored & {*NOTEBOOKS[name].model_fields}
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_the_parameters_of_a_notebook_are_assigned_once(name):
+    code = '\n'.join(re.sub(r'(?m)^%.*', '', c.source) for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if c.cell_type == 'code')
+    tops = [top for top in ast.parse(code).body if not isinstance(top, (ast.FunctionDef, ast.ClassDef))]
+    assert sum(isinstance(n, ast.Name) and n.id == 'run' and isinstance(n.ctx, ast.Store) for top in tops for n in ast.walk(top)) == 1
 
 TEXTS = ['', ' ', '\0', 'a\0b', '/dev/null', '/dev/full', '..', '/', '~', '~nobody-here/x', '"""', '\\', '\n', '\x1b[31m', '😀', 'é'*200, 'a'*5000, '/'.join(['a'*200]*30),
          ',', 'photos,photos', '{0}', 'None', '1e5', '\ud800', '$x^{$', '*', 'Set5', 'x.py:y', 'a=b', '=', ':']
