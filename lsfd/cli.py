@@ -15,7 +15,7 @@ COMMANDS = dict(
     upscale='Enlarge photos.', train='Distil a network, or train a teacher.', compare='Train by several methods on equal terms.',
     evaluate='Score a checkpoint.', lam='Show which pixels networks used.', taps='List the layers whose features can be compared.',
     export='Write a network for use elsewhere, compared with the original on a photo.',
-    reproduce='Make every table and figure of the paper; needs the clone, and snakemake.')
+    reproduce='Make every table and figure of the paper, after a plan with the hours it takes; needs the clone, and snakemake.')
 
 app = App(name='lsfd', version=__version__, result_action='return_value',
           help='Distil, measure and use networks for image super-resolution. Each command explains itself: lsfd train --help')

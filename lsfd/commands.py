@@ -7,7 +7,7 @@ __all__ = ['train', 'compare', 'evaluate', 'lam', 'run_notebook', 'command', 'co
            'enlarge_photo', 'upscale', 'taps', 'export', 'reproduce']
 
 # %% ../nbs/7_annexes/12a_commands.ipynb #l002
-import inspect, subprocess, sys, time
+import inspect, os, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -143,8 +143,9 @@ def reproduce(
     profile: str = 'smoke',   # 'smoke', 'demo', 'short' or 'paper'
     cores: int = 1,           # jobs at a time
     dry: bool = False):       # only say what would be done, and how long it takes
-    "Make every table and figure of the paper; needs the clone, and snakemake."
-    if not (repo_root()/'Snakefile').is_file(): raise ParameterError('no Snakefile here: run this in a clone of the repository')
-    if not find_spec('snakemake'): raise ParameterError('this needs snakemake: pip install snakemake')
+    "Make every table and figure of the paper, after a plan with the hours it takes; needs the clone, and snakemake."
+    if not (repo_root()/'Snakefile').is_file(): raise ParameterError('no Snakefile here: the paper is reproduced in a clone of the repository, with the package installed from it by pip install -e ".[workflow]"')
+    if not find_spec('snakemake'): raise ParameterError('this needs snakemake: pip install "lsfd[workflow]"')
     words = ['--cores', str(cores), *['--dry-run']*dry, '--config', f'profile={profile}']
-    return subprocess.run([sys.executable, '-m', 'snakemake', *words], cwd=repo_root()).returncode
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])      # the jobs call python and papermill
+    return subprocess.run([sys.executable, '-m', 'snakemake', *words], cwd=repo_root(), env=os.environ | dict(PATH=path)).returncode

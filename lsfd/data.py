@@ -10,6 +10,7 @@ __all__ = ['PHOTOS', 'sample_photos', 'facade', 'find_pairs', 'lr_source', 'read
 import hashlib, itertools, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
 from operator import index
@@ -206,6 +207,14 @@ def batch(self:PatchPairs, step:int, n:int=None):
 
 @patch
 def __iter__(self:PatchPairs): return map(self.batch, itertools.count())
+
+# %% ../nbs/2_pictures/03_data.ipynb #ws002
+@patch
+def with_seed(self:PatchPairs, seed:int):
+    "The same images under another seed; they are held once."
+    other = copy(self)
+    other.seed = _whole('seed', seed, 0)
+    return other
 
 # %% ../nbs/2_pictures/03_data.ipynb #5f360fd0
 @patch

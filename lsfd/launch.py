@@ -17,6 +17,8 @@ from .train import RunError, fit, identity, world
 # %% ../nbs/7_annexes/03_launch.ipynb #c008
 def own_device(run):
     "The run with this rank's GPU as device, where GPUs are meant."
+    if ':' in run.device and int(os.environ.get('LOCAL_WORLD_SIZE', 1)) > 1:
+        raise ParameterError(f'device={run.device} is the same for all processes: each needs a GPU of its own, give device=cuda')
     if not torch.cuda.is_available() or run.device not in ('auto', 'cuda'): return run
     rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if rank >= gpus: raise ParameterError(f'{rank + 1} processes and {gpus} GPU: each needs one of its own, give processes={gpus} or device=cpu')

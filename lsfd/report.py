@@ -46,9 +46,9 @@ def in_words(group):
 # %% ../nbs/5_measuring/06_report.ipynb #50149845
 CONVERGED = 2000   # fewest steps of a row that is shown as a result
 
-def converged(rows):
-    "The rows that may be shown as results about methods."
-    return rows[rows.steps >= CONVERGED]
+def converged(rows, least=CONVERGED):
+    "The rows that may be shown as results about methods: those of `least` steps or more."
+    return rows[rows.steps >= least]
 
 # %% ../nbs/5_measuring/06_report.ipynb #c1b086b9
 def means(group, value='psnr'):

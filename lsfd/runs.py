@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
-           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Table1', 'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network',
-           'network', 'open_network', 'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member',
-           'build', 'ledger_row', 'ARCHS', 'Field', 'ParameterError', 'Parameters']
+           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'Fig1', 'Benchmarks', 'OwnNetwork',
+           'own_network', 'network', 'open_network', 'teacher_path', 'find_teacher', 'sources', 'find_benchmarks',
+           'patches', 'member', 'build', 'ledger_row', 'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c002
 import inspect, re, torch
@@ -207,9 +207,13 @@ class Explore(Parameters):
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r031
 class Recorded(Parameters):
-    "The parameters of `nbs/paper/tables.ipynb` and `nbs/paper/ablations.ipynb`."
+    "The parameters of `nbs/paper/ablations.ipynb`."
     ledger: Place = Field('', description='the file with the results; empty: data/ledger.jsonl')
     out: Place = Field('', description='folder of the figure and the tables; empty: figures/')
+
+class Tables(Recorded):
+    "The parameters of `nbs/paper/tables.ipynb` and `nbs/paper/claims.ipynb`."
+    least_steps: int = Field(2000, ge=0, description='of a row that is shown as a result; 0: all are shown, as what they are')
 
 Measure = choice(['measure', 'smoke'])
 
@@ -254,7 +258,7 @@ class OwnNetwork(Parameters):
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
 
 NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explore=Explore, benchmarks=Benchmarks, own_network=OwnNetwork) | {
-    'paper/tables': Recorded, 'paper/ablations': Recorded, 'paper/table1': Table1, 'paper/fig1': Fig1}
+    'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1, 'paper/fig1': Fig1}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c019
 def own_network(source, scale):
@@ -338,12 +342,12 @@ def member(run, teacher, row, seed):
     elif init != 'random' and (new := init_from(learner, init)): print(f'{Path(init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
-def build(run, seed=None):
-    "What `fit` takes: objective, pairs and recipe; for `Compare` a group, of one seed."
+def build(run, seed=None, pairs=None):
+    "What `fit` takes: objective, pairs and recipe; for `Compare` a group, of one seed, which may share the images of other `pairs`."
     recipe, teacher = recipe_of(run, seed), find_teacher(run)
     members = {label: member(run, teacher, row, recipe.seed) for label, row in run.rows.items()}
     objective = Group(members) if isinstance(run, Compare) else members.popitem()[1]
-    return objective.to(device_of(run.device)), patches(run, recipe), recipe
+    return objective.to(device_of(run.device)), pairs.with_seed(recipe.seed) if pairs else patches(run, recipe), recipe
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r055
 OWN_COLUMNS = 'steps batch rate precision seed engine log_every save_every'.split()

@@ -14,6 +14,7 @@ from .recipe import *
 from .state import *
 from .step import *
 from .engine import *
+from .efficiency import clock
 from .system import append_rows
 
 # %% ../nbs/4_training/04_train.ipynb #c071
@@ -110,10 +111,10 @@ def fit(
                     with unnoticed(objective):
                         at.shares = shares(objective, forward(objective, batch, recipe.precision), first=at.step == 0)
                 at.add(engine.step(batch, recipe.rate_at(at.step)))
-                at.seconds = time.perf_counter() - start
                 stop = in_any_rank(came, processors)
                 due = lambda every: at.step % every == 0 or at.step == recipe.steps
                 log_due, save_due = due(recipe.log_every), folder and (stop or due(recipe.save_every))
+                if log_due or save_due: at.seconds = clock(batch[0].device) - start
                 if save_due: at.sums = average(at.sums)        # what all ranks will read again
                 if log_due or save_due: row = at.log(recipe)   # stops here if a loss is not finite
                 if log_due: at = Progress(at.step, shares=at.shares, seconds=at.seconds, rows=at.rows + [row])

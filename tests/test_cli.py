@@ -62,7 +62,7 @@ def test_one_clear_line(lsfd, words, says):
 def test_reproduce_names_what_it_needs(lsfd, monkeypatch):
     monkeypatch.setattr(commands, 'find_spec', lambda name: None)
     r = lsfd('reproduce')
-    assert r.status == 2 and 'pip install snakemake' in r.err
+    assert r.status == 2 and 'pip install "lsfd[workflow]"' in r.err
     monkeypatch.setattr(commands, 'repo_root', Path.cwd)
     r = lsfd('reproduce')
     assert r.status == 2 and 'in a clone' in r.err

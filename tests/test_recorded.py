@@ -15,14 +15,14 @@ ROW = dict(model='rcan', role='student', scale=2, method='LSFD', teacher='abcdef
            seed=0, data='photos', data_fingerprint='d', benchmark='Set5', benchmark_fingerprint='b', psnr=33., ssim=.9, protocol=Protocol(scale=2).label(),
            hardware='none', wall_s=1., version='0', time='now')
 
-def page(name, tmp, rows):
+def page(name, tmp, rows, **given):
     "What a notebook under paper/ makes of these rows: its text, its table, its variables."
     for row in rows: append(ROW | row, tmp/'ledger.jsonl')
     space = {'__name__': '__main__', 'display': lambda *a: None}
     for cell in read_nb(ROOT/f'nbs/paper/{name}.ipynb').cells:
         if cell.cell_type != 'code': continue
         exec(compile(cell.source, name, 'exec'), space)
-        if 'parameters' in cell.metadata.get('tags', []): space.update(ledger=str(tmp/'ledger.jsonl'), out=str(tmp/'out'))
+        if 'parameters' in cell.metadata.get('tags', []): space.update(ledger=str(tmp/'ledger.jsonl'), out=str(tmp/'out'), **given)
     assert (tmp/'out'/f'{name}.png').stat().st_size > 1000
     return (tmp/'out'/f'{name}.md').read_text(), pd.read_csv(tmp/'out'/f'{name}.csv'), space
 
@@ -74,8 +74,22 @@ def test_tables_keep_budgets_apart(tmp_path):
     assert len(space['groups']) == 2 and '| LSFD | **33.100** | **38.189** | not measured |' in text and '40.000' not in text
     assert r'\textbf{33.100}' in (tmp_path/'out'/'tables.tex').read_text()
     ours = table[table.ours.notna()]
-    assert set(ours.steps) == {2400, 9999} and set(ours.benchmark) == {'Set5', 'Urban100'}
+    assert set(ours.steps) == {2400, 9999} and set(ours.benchmark) == {'Set5', 'Urban100', 'photos'}
     assert len(table[table.ours.isna()]) == 240 - 8                                     # FAKD counts twice: with and without the star
+
+def test_toy_rows_are_shown_as_what_they_are(tmp_path):
+    toy = dict(profile='smoke', steps=6, benchmark='photos')
+    rows = [toy | dict(method='Student', teacher='', psnr=25.), toy | dict(psnr=25.5), toy | dict(method='Teacher', role='teacher', teacher='', psnr=26., model='edsr')]
+    images = [dict(image=i, method=m, psnr=p + i, **{k: ROW[k] for k in 'model role scale batch rate precision teacher data data_fingerprint protocol seed'.split()}, **toy)
+              for m, p in dict(Student=25, LSFD=25.5).items() for i in range(3)]
+    (tmp_path/'rcan_x2_seed0').mkdir()
+    pd.DataFrame(images).assign(recipe='').to_csv(tmp_path/'rcan_x2_seed0/scores.csv', index=False)
+    text, table, _ = page('tables', tmp_path, rows, least_steps=0)
+    assert 'RCAN student ×2, smoke size' in text and ': 6 steps, ' in text and 'over Student on photos, dB: LSFD +0.500; one seed' in text
+    assert '| LSFD | photos | +0.5000 | +0.5000 | +0.5000 | 3 | 1 |' in text and 'photos ours' in text and 'photos paper' not in text
+    assert set(table[table.ours.notna()].benchmark) == {'photos'} and len(table[table.ours.isna()]) == 240
+    text, table, _ = page('tables', tmp_path, [])
+    assert len(table) == 240 and 'photos' not in text                                   # not as results
 
 def test_what_is_recorded_here_can_be_shown(tmp_path):
     rows = [json.loads(line) for line in (ROOT/'data/ledger.jsonl').read_text().splitlines()]

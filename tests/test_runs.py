@@ -81,6 +81,12 @@ def test_no_variable_of_a_notebook_has_the_name_of_a_parameter(name):
               for n in [x for t in (getattr(top, 'targets', None) or [getattr(top, 'target', None)]) if t for x in ast.walk(t)] if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert not stored & {*NOTEBOOKS[name].model_fields}
 
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_the_parameters_of_a_notebook_are_assigned_once(name):
+    code = '\n'.join(re.sub(r'(?m)^%.*', '', c.source) for c in read_nb(ROOT/f'nbs/{name}.ipynb').cells if c.cell_type == 'code')
+    tops = [top for top in ast.parse(code).body if not isinstance(top, (ast.FunctionDef, ast.ClassDef))]
+    assert sum(isinstance(n, ast.Name) and n.id == 'run' and isinstance(n.ctx, ast.Store) for top in tops for n in ast.walk(top)) == 1
+
 TEXTS = ['', ' ', '\0', 'a\0b', '/dev/null', '/dev/full', '..', '/', '~', '~nobody-here/x', '"""', '\\', '\n', '\x1b[31m', '😀', 'é'*200, 'a'*5000, '/'.join(['a'*200]*30),
          ',', 'photos,photos', '{0}', 'None', '1e5', '\ud800', '$x^{$', '*', 'Set5', 'x.py:y', 'a=b', '=', ':']
 VALUES = [None, True, 0, -1, 2**63, 10**400, 1.5, float('nan'), float('inf'), 1e308, [], {}, [1], [[1]], b'x', 3+4j, {1}, object(), print]

@@ -28,6 +28,7 @@ import warnings; warnings.simplefilter('error')
 from pathlib import Path
 import lsfd
 assert 'site' in Path(lsfd.__file__).parts, lsfd.__file__
+from lsfd.explore import PatchPicker   # its JavaScript is a file
 from lsfd.ledger import paper_table, read
 from lsfd.models import load_demo
 from lsfd.runs import Train

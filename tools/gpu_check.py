@@ -1,7 +1,9 @@
-"""On a machine with a GPU: do all engines compute the same, and how fast are they? One row per step and engine goes to data/benchmarks.jsonl.
-    python tools/gpu_check.py            ten minutes or so
-    python tools/gpu_check.py --smoke    seconds, tiny networks, on a CPU too: does the check itself run?"""
-import argparse, gc, sys
+"""On a machine with a GPU: do all engines compute the same, and how fast are they?
+    python tools/gpu_check.py [--out FILE]   eight minutes at most; the table comes last
+    python tools/gpu_check.py --smoke        tiny networks, on a CPU too: does the check itself run?
+Each job is a process of its own with a limit of time, and every result is a row of FILE (data/benchmarks.jsonl) at once: what fails costs its own rows."""
+import argparse, copy, gc, io, itertools, subprocess, sys, time, traceback, warnings
+from contextlib import redirect_stdout
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -10,77 +12,185 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import torch
 import lsfd
-from lsfd.bench import launches, note, peaks, step_counts
+import lsfd.engine as engines
+from lsfd.bench import launches, note, noted, peaks, step_counts
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import METHODS, Distill, Group, trainable
 from lsfd.efficiency import clock
-from lsfd.engine import Engine
 from lsfd.ledger import hardware
 from lsfd.models import DEMO, create_model
-from lsfd.train import Recipe
+from lsfd.train import Engine, Recipe
 
 # of the issue, for ×2 and 16 patches: milliseconds to reach; the paper's networks unless the size says demo
-GOALS = {('rcan', 'paper', 'LSFD'): 20, ('rcan', 'paper', 'FAKD'): 22, ('edsr', 'paper', 'LSFD'): 11, ('rcan', 'paper', 'Teacher'): 32,
-         ('rcan', 'paper', 'Student+FAKD+FitNet+LFD+LSFD'): 75, ('rcan', 'demo', 'LSFD'): 3}
+GOALS = {'rcan paper LSFD': 20, 'edsr paper LSFD': 11, 'rcan paper FAKD': 22, 'rcan paper Student+FAKD+FitNet+LFD+LSFD': 75,
+         'rcan paper Teacher': 32, 'rcan demo LSFD': 3}
+LIMITS = {'equality': 90, 'behaviour': 45, 'equality compiled': 100} | dict.fromkeys(GOALS, 90)   # seconds of each job
+gpu = torch.cuda.is_available(); where = torch.device('cuda' if gpu else 'cpu')
 
 def make(model, size, methods):
     "An objective, or a group of those joined by +; the same weights each time."
     def net(role): torch.manual_seed(0); return create_model(f'{model}_{role}', **(DEMO[f'{model}_{role}'] if size == 'demo' else {}))
     if methods == 'Teacher': return Distill(net('teacher'), **METHODS['Student'])
     teacher = net('teacher')
-    members = {m: Distill(net('student'), None if METHODS[m].get('alone') else teacher, **METHODS[m]) for m in methods.split('+')}
+    names = [methods] if methods in METHODS else methods.split('+')   # 'FAKD+FFT' is one
+    members = {m: Distill(net('student'), None if METHODS[m].get('alone') else teacher, **METHODS[m]) for m in names}
     return Group(members) if len(members) > 1 else members[methods]
 
-def after_one_step(objective, pairs, engine, precision, where):
-    e = Engine(objective.to(where), Recipe(precision=precision, engine=engine))
+def patches(n, side=48): return PatchPairs(sample_photos('train'), batch=n, lr_patch=side, device=where)
+
+def weights(objective): return torch.cat([p.detach().flatten().float() for p in trainable(objective)])
+def off(a, b): return ((a - b).norm()/b.norm()).item()
+
+def attempt(keep, f, **row):
+    "Keep a row with what `f` finds; one that fails says why."
+    try: keep(**row, **f())
+    except Exception as e: traceback.print_exc(); keep(**row, ok=False, why=f'{type(e).__name__}: {str(e)[:200]}')
+
+# --- equality: loss and gradient of an engine after one step, against the plain fp32 step
+
+def one_step(case, pairs, engine, precision):
+    e = Engine(make(*case.split()).to(where), Recipe(precision=precision, engine=engine))
     total = e.step(pairs.batch(0), 1e-4)['total'].item()
-    return e.kind, total, torch.cat([p.grad.flatten().float() for p in trainable(objective)])
+    return e.kind, total, torch.cat([p.grad.flatten().float() for p in trainable(e.objective)])
 
-def equality(where, pairs, engines, methods):
-    "Loss and gradient of each engine against the plain fp32 step; False if one is further off than rounding explains."
-    good = True
-    for model, method in [(m, 'LSFD') for m in ('edsr', 'rcan', 'san')] + [('rcan', m) for m in methods]:
-        _, loss, grad = after_one_step(make(model, 'demo', method), pairs, 'eager', 'fp32', where)
-        for precision, bounds in dict(fp32=(1e-3, .02), bf16=(.02, .25)).items():
-            for engine in engines:
-                kind, total, g = after_one_step(make(model, 'demo', method), pairs, engine, precision, where)
-                off = abs(total/loss - 1), ((g - grad).norm()/grad.norm()).item()
-                ok = kind == engine and off[0] < bounds[0] and off[1] < bounds[1]; good &= ok
-                print(f'{"ok   " if ok else "WRONG"} {model} {method} {precision} {engine}: ran {kind}, loss off by {off[0]:.0e}, gradient by {off[1]:.0e}', flush=True)
-    return good
+def against_plain(case, pairs, engine, precision, plain={}):
+    "What `engine` computes beside the plain step in fp32, which is remembered."
+    if case not in plain: plain.clear(); plain[case] = one_step(case, pairs, 'eager', 'fp32')
+    (_, loss, grad), (kind, total, g), bounds = plain[case], one_step(case, pairs, engine, precision), dict(fp32=(1e-3, .02), bf16=(.02, .25))[precision]
+    apart = abs(total/loss - 1), off(g, grad)
+    return dict(ran=kind, loss_off=apart[0], gradient_off=apart[1], ok=kind == engine and apart[0] < bounds[0] and apart[1] < bounds[1])
 
-def measure(where, case, pairs, engine, precision, turns):
-    "The row of one engine: seconds to start, per step and for the data, launches."
-    e = Engine(make(*case).to(where), Recipe(precision=precision, engine=engine))
-    start = clock(where); e.step(pairs.batch(0), 1e-4); first = clock(where) - start
-    def seconds(f):
+def equality(keep, smoke):
+    pairs = patches(2, 16) if smoke else patches(4)
+    for case in [f'{m} demo LSFD' for m in ('edsr', 'san')] + [f'rcan demo {m}' for m in (*METHODS, 'Student+FAKD+LSFD')]:
+        for precision, engine in itertools.product(('fp32', 'bf16'), ('eager', 'graph') if gpu else ('eager',)):
+            attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case, engine=engine, precision=precision)
+
+def equality_compiled(keep, smoke):
+    "As a whole, and by blocks."
+    pairs = patches(2, 16) if smoke else patches(4)
+    for few, case, precisions in ((10**6, 'edsr demo LSFD', ('bf16', 'fp32')), (0, 'rcan demo LSFD', ('bf16', 'fp32')), (0, 'san demo LSFD', ('bf16',)),
+                                  (0, 'rcan demo Student+FAKD+LSFD', ('bf16',)), (10**6, 'edsr demo FAKD', ('bf16',))):
+        engines.FEW, engine = few, 'compiled' if gpu else 'eager'
+        for precision in precisions:
+            attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case + (', whole' if few else ', blocks'), engine=engine, precision=precision)
+
+# --- behaviour: what a recording must not change, by some steps of the plain engine and of the recorded one
+
+def noisy(term=None):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.BatchNorm2d(12), torch.nn.Dropout(.2), torch.nn.PixelShuffle(2))
+    return Distill(net, **METHODS['Student'] | (dict(terms=dict(own=term)) if term else {})).to(where)
+
+def after(objective, engine, sizes=(2, 2, 1, 2), **recipe):
+    "The engine after steps of batches of these sizes."
+    torch.manual_seed(1); e, pairs = Engine(objective, Recipe(rate=1e-3, engine=engine, **recipe)), patches(2, 16)
+    for i, n in enumerate(sizes): e.step(pairs.batch(i, n), 1e-3)
+    return e
+
+def reads(o): loss = (o.sr_s - o.hr).abs().mean(); loss.item(); return loss
+
+def behaviour(keep, smoke):
+    kind, demo = 'graph' if gpu else 'eager', lambda: make('rcan', 'demo', 'LSFD').to(where)
+    def check(case, f): attempt(keep, f, what='equality', case=case, engine=kind, precision='fp32')
+    def same(make, bound=1e-3, ran=kind, **recipe):
+        plain, e = (after(make(), engine, **recipe) for engine in ('eager', kind)); plain.finish(); e.finish()   # the average, if there is one
+        apart = [off(weights(e.objective), weights(plain.objective))]
+        apart += [off(a.float(), b.float()) for a, b in zip(e.objective.student.buffers(), plain.objective.student.buffers())]
+        return dict(ran=e.kind, gradient_off=max(apart), ok=e.kind == ran and max(apart) <= bound)
+    check('batch normalisation, dropout, another shape', partial(same, noisy))
+    for extra in (dict(clip=.1), dict(ema=.9), dict(precision='bf16')): check(f'some steps, {extra}', partial(same, demo, .02, **extra))
+    def resumed():
+        whole, half, again = after(demo(), kind), after(demo(), kind, (2, 2)), Engine(demo(), Recipe(engine=kind))
+        again.objective.load_state_dict(half.objective.state_dict()); again.load_state_dict(copy.deepcopy(half.state_dict()))
+        for i, n in ((2, 1), (3, 2)): again.step(patches(2, 16).batch(i, n), 1e-3)
+        a, b = weights(again.objective), weights(whole.objective)
+        return dict(ran=again.kind, gradient_off=off(a, b), bits_equal=torch.equal(a, b), ok=off(a, b) <= 1e-4)
+    check('resumed in the middle', resumed)
+    def fallen():
+        with redirect_stdout(said := io.StringIO()), warnings.catch_warnings(record=True) as warned: found = same(partial(noisy, reads), ran='eager')
+        return found | dict(said=said.getvalue().strip(), warned=[str(w.message)[:80] for w in warned])
+    check('a term that reads a number', fallen)
+    def never_waits():
+        e, pairs, sums = after(demo(), kind), patches(2, 16), 0
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            for i in range(3): sums = sums + e.step(pairs.batch(i), 1e-3)['total']
+        finally: torch.cuda.set_sync_debug_mode('default')
+        return dict(ran=e.kind, ok=e.kind == kind)
+    if gpu: check('a step with its data never waits', never_waits)
+
+# --- speed
+
+def timed(build, pairs, kind, search, smoke):
+    "Seconds to start, per step and of it for the data, launches."
+    torch.backends.cudnn.benchmark = search
+    e = Engine(build().to(where), Recipe(precision='bf16', engine=kind)); fixed = pairs.batch(0)
+    def seconds(f, turns=1):
         start = clock(where)
         for i in range(turns): f(i)
         return (clock(where) - start)/turns
-    step, data = (min(seconds(f) for _ in range(3)) for f in (lambda i: e.step(pairs.batch(i), 1e-4), pairs.batch))
-    cast = e.teacher is not None and any(p.dtype == torch.bfloat16 for p in e.teacher.parameters())
-    return dict(engine=e.kind, seconds=step, start=first, data_share=data/step, teacher_cast=cast, **launches(lambda: e.step(pairs.batch(0), 1e-4), where))
+    def step(i): e.step(pairs.batch(i), 1e-4)
+    def bare(i): e.step(fixed, 1e-4)
+    start, second = seconds(step), seconds(step)
+    turns = 1 if smoke else max(3, min(20, int(1/second)))
+    took, without = (sorted(seconds(f, turns) for _ in range(3))[1] for f in (step, bare))
+    row = dict(ran=e.kind, seconds=took, start=start, data_share=1 - without/took, ok=e.kind == kind,
+               teacher_cast=e.teacher is not None and any(p.dtype == torch.bfloat16 for p in e.teacher.parameters()))
+    try: row |= launches(partial(step, 0), where)
+    except Exception as wrong: print(f'launches not counted: {wrong}')
+    return row
+
+def speed(keep, smoke, case):
+    "A row for each engine, the usual one first; and that with cuDNN's search for the fastest kernels."
+    model, size, methods = case.split()
+    pairs, build = patches(2, 16) if smoke else patches(16), partial(make, model, 'demo' if smoke else size, methods)
+    top = peaks(where, wide=32 if smoke else 256, n=256 if smoke else 8192)['bf16']
+    flops = None if '+' in methods else step_counts(build, pairs.n, pairs.lr_patch, 'bf16')['flops']
+    def found(kind, search):
+        row = timed(build, pairs, kind, search, smoke)
+        return row | dict(of_peak=flops and flops/top/row['seconds'])
+    for kind, search in [('compiled', False), ('graph', False), ('eager', False), ('compiled', True)] if gpu else [('eager', False)]:
+        attempt(keep, partial(found, kind, search), what='engine', case=case, engine=kind + ', cuDNN search'*search, goal_ms=GOALS[case])
+        gc.collect(); gpu and torch.cuda.empty_cache()
+
+JOBS = {'equality': equality, 'behaviour': behaviour, 'equality compiled': equality_compiled} | {c: partial(speed, case=c) for c in GOALS}
+
+def table(rows):
+    "What was found, the shortest way."
+    equal, fast = (rows[rows.what == what] for what in ('equality', 'engine'))
+    print(f'\n{int(equal.ok.sum())} of {len(equal)} comparisons agree')
+    def show(rows, columns): print(rows.reindex(columns=columns.split()).dropna(axis=1, how='all').to_string(index=False, max_colwidth=60))
+    if len(wrong := rows[~rows.ok.astype(bool)]): print('WRONG'); show(wrong, 'case engine ran precision loss_off gradient_off why')
+    if len(fast): show(fast.assign(ms=1000*fast.get('seconds', float('nan'))).round(dict(ms=2, start=1, of_peak=3, data_share=3)),
+         'case engine ran ms goal_ms start of_peak data_share launches kernels')
 
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument('--smoke', action='store_true'); parse.add_argument('--out', help='file of the records')
+    parse.add_argument('--minutes', type=float, default=7.5, help='for all jobs'); parse.add_argument('--job', choices=JOBS, help='this one alone, here')
     args = parse.parse_args()
-    where = torch.device('cuda' if torch.cuda.is_available() else 'cpu'); gpu = where.type == 'cuda'
     if not gpu and not args.smoke: sys.exit('no CUDA device here: --smoke runs the check at a tiny size')
-    engines = ('eager', 'graph', 'compiled') if gpu else ('eager',)
-    pairs = PatchPairs(sample_photos('train'), batch=2 if args.smoke else 16, lr_patch=16 if args.smoke else 48, device=where)
-    good = equality(where, pairs, engines, ['FAKD', 'Student+LSFD'] if args.smoke else [*METHODS, 'Student+FAKD+LSFD'])
-    top = peaks(where, wide=32 if args.smoke else 256, n=256 if args.smoke else 8192)
-    about = dict(date=str(date.today()), version=lsfd.__version__, hardware=hardware(), device=torch.cuda.get_device_name() if gpu else 'CPU', precision='bf16')
-    for (model, size, methods), goal in GOALS.items():
-        case = model, 'demo' if args.smoke else size, methods
-        flops = step_counts(partial(make, *case), pairs.n, pairs.lr_patch, 'bf16')['flops'] if '+' not in methods and methods != 'Teacher' else None
-        for engine in engines:
-            row = measure(where, case, pairs, engine, 'bf16', 2 if args.smoke else 20)
-            row |= dict(of_peak=flops/top['bf16']/row['seconds'] if flops else None, goal_ms=goal)
-            note([dict(what='engine', case=' '.join(case), **row)], args.out or ROOT/('runs' if args.smoke else 'data')/'benchmarks.jsonl', **about)
-            print(' '.join(case), {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-            gc.collect(); gpu and torch.cuda.empty_cache()
-    sys.exit(not good)
+    place = Path(args.out or ROOT/('runs' if args.smoke else 'data')/'benchmarks.jsonl')
+    about = dict(date=str(date.today()), version=lsfd.__version__, hardware=hardware(), device=torch.cuda.get_device_name() if gpu else 'CPU')
+    def keep(**row):
+        note([dict(precision='bf16') | row], place, **about)   # on disk when this returns
+        print({k: float(f'{v:.3g}') if isinstance(v, float) else v for k, v in row.items() if k != 'what'}, flush=True)
+    if args.job: return JOBS[args.job](keep, args.smoke)
+    end, failed, before = time.monotonic() + 60*args.minutes, [], len(noted(place))
+    for job in JOBS:
+        left = min(LIMITS[job], end - time.monotonic())
+        print(f'--- {job}: at most {left:.0f} s', flush=True)
+        if left < 10: failed.append(f'{job}: no time left'); continue
+        words = [sys.executable, __file__, '--job', job, '--out', str(place)] + ['--smoke']*args.smoke
+        try:
+            if args.smoke: JOBS[job](keep, True)   # here, to save starts
+            else: subprocess.run(words, timeout=left, check=True)
+        except subprocess.TimeoutExpired: failed.append(f'{job}: not done after {left:.0f} s')
+        except Exception as e: traceback.print_exc(); failed.append(f'{job}: {type(e).__name__}: {str(e)[-120:]}')
+    rows = noted(place).iloc[before:]
+    if len(rows): table(rows)
+    print(*failed, sep='\n')
+    sys.exit(bool(failed) or rows.empty or not rows.ok.astype(bool).all())
 
 if __name__ == '__main__': main()

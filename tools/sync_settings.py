@@ -27,7 +27,7 @@ def publish(files, remedy):
 def quoted(text): return json.dumps(text, ensure_ascii=False)
 def array(text): return '[\n' + ''.join(f'    {quoted(item)},\n' for item in text.split()) + ']'
 
-def developing(c): return '\n'.join(c[f'{part}_requirements'] for part in ('dev', 'docs', 'export'))
+def developing(c): return '\n'.join(c[f'{part}_requirements'] for part in ('dev', 'docs', 'export', 'workflow'))
 
 def packages(c):
     "The folders with modules, and the two that hold data."
@@ -54,6 +54,7 @@ dependencies = {array(c['requirements'])}
 docs = {array(c['docs_requirements'])}
 export = {array(c['export_requirements'])}
 spandrel = {array(c['spandrel_requirements'])}
+workflow = {array(c['workflow_requirements'])}
 dev = {array(developing(c))}
 
 
