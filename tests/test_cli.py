@@ -33,13 +33,13 @@ def test_a_folder_of_photos(home, lsfd):
     assert r.status == 0 and 'noise=1.png 81x60 → upscaled/noise=1_x2.png 162x120' in r.out, r.err
     assert [f.name for f in (home/'upscaled').iterdir()] == ['noise=1_x2.png']
 
-def test_names_and_typing_errors_need_no_torch():
+@pytest.mark.parametrize('word', ['--help', '--version'])
+def test_what_needs_no_torch(word):
     quick = 'import sys; from lsfd.cli import main; print(main(sys.argv[1:]), "torch" in sys.modules)'
-    for words, status in (['--help'], 0), (['--version'], 0), (['trian'], 2):
-        r = subprocess.run([sys.executable, '-c', quick, *words], env=ENV, capture_output=True, text=True)
-        assert r.stdout.splitlines()[-1] == f'{status} False', r.stderr
+    r = subprocess.run([sys.executable, '-c', quick, word], env=ENV, capture_output=True, text=True)
+    assert r.stdout.splitlines()[-1] == '0 False', r.stderr
 
-@pytest.mark.parametrize('command, says', [('upscale', 'image files, or folders of them'), ('train', "side of an LR patch"), ('taps', 'a checkpoint, or')])
+@pytest.mark.parametrize('command, says', [('upscale', 'image files, or folders of them'), ('train', "side of an LR patch"), ('taps', 'a file, or your own network')])
 def test_help_is_what_the_declarations_say(lsfd, command, says):
     r = lsfd(command, '--help')
     assert r.status == 0 and says in ' '.join(r.out.split())
