@@ -20,7 +20,8 @@ from .efficiency import noise
 from .images import bicubic, to_luma, to_tensor, to_image
 from .metrics import METRICS, Protocol, digits, metric_text
 from .report import markdown
-from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, short_of_memory, whole
+from .system import short_of_memory
+from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, whole
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c007
 @contextmanager

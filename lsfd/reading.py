@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'KINDS', 'ImageError', 'check_image', 'formats', 'unreadab
            'read_image', 'write_image']
 
 # %% ../nbs/7_annexes/10_reading.ipynb #2efd4db8
-import sys, warnings
+import os, sys, warnings
 from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
@@ -145,7 +145,7 @@ def _decode(path):
 def read_image(path):
     "Any picture that Pillow reads as RGB uint8 HxWx3: upright, sRGB, over white, first frame; or an `ImageError`"
     path = Path(path)
-    if not path.exists(): raise ImageError(f'{path}: no such file. Check the name, seen from {Path.cwd()}')
+    if not os.path.exists(path): raise ImageError(f'{path}: no such file. Check the name, seen from {Path.cwd()}')
     if path.is_dir(): raise ImageError(f'{path}: is a folder. Name one of the pictures in it')
     if not path.is_file(): raise ImageError(f'{path}: is no regular file but a device, a pipe or a socket. Name a picture')
     if not path.stat().st_size: raise ImageError(f'{path}: is empty (0 bytes). Copy or download it again')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['repo_root', 'bundled', 'WriteError', 'no_write', 'sync', 'take', 'sweep', 'workplace', 'disk_error',
            'write_atomically', 'zip_fault', 'alive', 'me', 'holder_of', 'locked', 'append_rows', 'parse_row',
-           'read_rows', 'limited_memory', 'free_memory', 'spare_memory']
+           'read_rows', 'limited_memory', 'free_memory', 'spare_memory', 'short_of_memory']
 
 # %% ../nbs/7_annexes/01_system.ipynb #c002
 import fcntl, json, os, platform, re, resource, shutil, tempfile, time, torch
@@ -95,9 +95,11 @@ def write_atomically(path, write, keep=None):
 
 # %% ../nbs/7_annexes/01_system.ipynb #ace5a743
 def zip_fault(path):
-    "What is wrong with a zip file, or None: every part is read and its checksum compared."
+    "What is wrong with a zip file as `torch.save` writes it, or None: every part is read and its checksum compared."
     try:
-        with ZipFile(path) as z: bad = z.testzip()
+        with ZipFile(path) as z:
+            if odd := [m.filename for m in z.infolist() if m.compress_type or m.external_attr & 16 and not m.is_dir()]: return f'{odd[0]} is packed, or a folder'
+            bad = z.testzip()
     except (BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError, ValueError) as e: return str(e) or type(e).__name__
     return bad and f'{bad} has another checksum'
 
@@ -115,7 +117,7 @@ def me(): return f'process {os.getpid()} on {platform.node()}'
 
 def holder_of(file):
     "Who wrote itself into a lock file, and whether it is gone."
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, OverflowError):
         holder = Path(file).read_text(errors='replace')
         return holder + ('' if alive(holder) else ', which is gone (a process that it started may live on)')
     return 'another process'
@@ -124,16 +126,18 @@ def holder_of(file):
 def locked(path, patience=600):
     "Hold the line file `path` for this process alone; says for whom it waits, and gives up after `patience` seconds."
     path, file, start, said = Path(path), Path(f'{path}.lock'), time.monotonic(), False
-    try: path.parent.mkdir(parents=True, exist_ok=True); f = open(file, 'a')
-    except (OSError, ValueError) as e: raise no_write(path, e) from e
-    with f:
-        while (fd := take(file)) is None:
-            waited = time.monotonic() - start
-            if waited > patience: raise WriteError(f'cannot write {path}: {holder_of(file)} has held it for {waited:.0f} s. End that process')
-            if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which writes {path}', flush=True) is None
-            time.sleep(.02)
-        try: f.truncate(0); f.write(me()); f.flush(); yield
-        finally: os.close(fd)
+    def tried():
+        try: path.parent.mkdir(parents=True, exist_ok=True); file.touch(); return take(file)
+        except (OSError, ValueError) as e: raise no_write(path, e) from e
+    while (fd := tried()) is None:
+        waited = time.monotonic() - start
+        if waited > patience: raise WriteError(f'cannot write {path}: {holder_of(file)} has held it for {waited:.0f} s. End that process')
+        if waited > 5 and not said: said = print(f'waiting for {holder_of(file)}, which writes {path}', flush=True) is None
+        time.sleep(.02)
+    try:
+        with suppress(OSError): os.ftruncate(fd, 0); os.write(fd, me().encode())    # a full disk has no room for a name
+        yield
+    finally: os.close(fd)
 
 # %% ../nbs/7_annexes/01_system.ipynb #0a1b605b
 def append_rows(path, rows):
@@ -199,3 +203,7 @@ def spare_memory(device) -> float:
     "Bytes that images may take on a device: half of what is free, or any number where that is not known."
     free = free_memory(device)
     return (float('inf') if free is None else free)/2
+
+def short_of_memory(e):
+    "Whether an error means that memory is short."
+    return isinstance(e, MemoryError) or bool(re.search('out of memory|allocate memory|not enough memory', str(e)))

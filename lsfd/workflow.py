@@ -7,12 +7,11 @@ __all__ = ['plain', 'modules', 'cells_of', 'code_of', 'fresh', 'seconds_per_step
 
 # %% ../nbs/7_annexes/14_workflow.ipynb #e0ed5aa2
 import ast, hashlib, json, os, re, subprocess, sys, tempfile, torch
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from filelock import FileLock, Timeout
 from .ledger import LedgerError, read
-from .system import read_rows, repo_root, write_atomically
+from .system import read_rows, repo_root, take, write_atomically
 
 # %% ../nbs/7_annexes/14_workflow.ipynb #58f2a23b
 def plain(code):
@@ -101,11 +100,11 @@ def estimate(jobs, profile):   # jobs: (role, model, steps) each
 def own_gpu(n):
     "The number of a GPU of `n` that no other job of this machine holds, for the duration; None without GPUs or with all in use."
     for i in range(n):
-        lock = FileLock(Path(tempfile.gettempdir())/f'lsfd_gpu_{i}.lock')
-        try: lock.acquire(timeout=0)
-        except Timeout: continue
+        lock, fd = Path(tempfile.gettempdir())/f'lsfd_gpu_{i}.lock', None
+        with suppress(OSError): lock.touch(); fd = take(lock)    # another user's counts as held
+        if fd is None: continue
         try: yield i; return
-        finally: lock.release()
+        finally: os.close(fd)
     yield None
 
 # %% ../nbs/7_annexes/14_workflow.ipynb #wf016

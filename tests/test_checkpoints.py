@@ -1,15 +1,16 @@
 """Checkpoints that are damaged, lie or attack: each is read with the right weights or refused with a ModelError, in seconds and within the memory of its size.
 
-A short campaign; `LSFD_LONG=1` makes it twenty times as long. Counts are printed (`pytest -s`)."""
+A short campaign; `LSFD_LONG=20` makes it twenty times as long."""
 import io, json, os, pickle, random, resource, struct, time, zipfile
 from collections import Counter
 
 import pytest, torch
+from campaign import TIMES, count
 from safetensors.torch import save
 
 from lsfd.models import ModelError, create_model, load_model, save_model
 
-MANY = 20 if os.environ.get('LSFD_LONG') else 1
+pytestmark = pytest.mark.faults
 torch.set_num_threads(1)
 NET = create_model('rcan_student', n_groups=2, n_blocks=1, n_feats=8, reduction=2)
 
@@ -41,8 +42,9 @@ def test_a_flipped_bit_never_changes_the_weights(files, tmp_path, kind):
     def flipped():
         content = bytearray(good); content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         return bytes(content)
-    counts = Counter(outcome(tmp_path/'x.pt', flipped()) for _ in range(60*MANY))
-    print(f'\n{kind}: one bit of {len(good):,} bytes flipped, {dict(counts)}')
+    counts = Counter(outcome(tmp_path/'x.pt', flipped()) for _ in range(60*TIMES))
+    for end, n in counts.items():
+        for _ in range(n): count('checkpoints with a flipped bit: never other weights', end != 'other weights')
     assert not counts['other weights'] and counts['refused']
 
 def mutated(content, rng):
@@ -58,12 +60,13 @@ def mutated(content, rng):
 
 @pytest.mark.filterwarnings('ignore')
 def test_mutations_are_read_or_refused(files, tmp_path):
-    rng, counts, start = random.Random(1), Counter(), time.time()
-    for i in range(200*MANY):
+    rng, counts, start = random.Random(1), Counter(), time.process_time()
+    for i in range(200*TIMES):
         kind = rng.choice(list(files))
-        counts[kind, outcome(tmp_path/'x.pt', mutated(files[kind], rng))] += 1
-    print(f'\n{dict(counts)} in {time.time() - start:.0f} s')
-    assert not any(counts[kind, 'other weights'] for kind in ('ours', 'zip', 'run.pt')) and sum(counts.values()) == 200*MANY
+        end = outcome(tmp_path/'x.pt', mutated(files[kind], rng)); counts[kind, end] += 1
+        count('checkpoints mutated', end != 'other weights' or kind not in ('ours', 'zip', 'run.pt'))
+    assert time.process_time() - start < 60*TIMES
+    assert not any(counts[kind, 'other weights'] for kind in ('ours', 'zip', 'run.pt')) and sum(counts.values()) == 200*TIMES
 
 # --- files that were made to harm
 
@@ -124,10 +127,10 @@ HOSTILE = {
 @pytest.mark.parametrize('case', HOSTILE)
 @pytest.mark.filterwarnings('ignore')
 def test_hostile_files_are_refused_soon_and_in_little_memory(case, tmp_path):
-    content, before, start = HOSTILE[case](), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+    content, before, start = HOSTILE[case](), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     assert outcome(tmp_path/'hostile.pt', content) == 'refused'
-    took, grown = time.time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/2**10
-    assert took < 20 and grown < 400 and not os.path.exists('PWNED'), f'{took:.1f} s, {grown:.0f} MB'
+    took, grown = time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/2**10
+    assert count('checkpoints made to harm', took < 20 and grown < 400 and not os.path.exists('PWNED')), f'{took:.1f} s, {grown:.0f} MB'
 
 def test_a_storage_beyond_its_record_shows_nothing_of_the_memory(tmp_path):
     "Where such a file is small enough to be mapped, what is read comes from the file."
@@ -191,6 +194,24 @@ def test_a_killed_run_can_be_scored(tmp_path):
     run = fit(Distill(net, **METHODS['Student']), pairs, Recipe.smoke(), tmp_path/'run'); next(run); run.close()
     again = load_model(tmp_path/'run'/'run.pt')
     assert again.spec == net.spec and again.about['step'] > 0 and all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+@pytest.mark.parametrize('names', [('a',), ('a', 'b')])
+def test_a_run_is_scored_by_its_moving_average(names, tmp_path):
+    from lsfd.data import PatchPairs, sample_photos
+    from lsfd.distill import METHODS, Distill, Group
+    from lsfd.models.slice import init_from
+    from lsfd.train import Recipe, fit
+    pairs = PatchPairs({k: v[:80, :80] for k, v in sample_photos('train').items()}, scale=2, lr_patch=12, batch=2)
+    members = {name: Distill(create_model('edsr_student', n_blocks=1, n_feats=4), **METHODS['Student']) for name in names}
+    list(fit(members['a'] if len(names) == 1 else Group(members), pairs, Recipe.smoke(ema=.9), tmp_path/'run'))     # which leaves the average in the students
+    raw, file = torch.load(tmp_path/'run/run.pt'), tmp_path/'run/run.pt'
+    for name, d in members.items():
+        held, kept = raw['student' if len(names) == 1 else f'{name}/student'], d.student.state_dict()
+        again = load_model(file, of=name if len(names) > 1 else None).state_dict()
+        assert all(torch.equal(v, again[k]) for k, v in kept.items()) and not all(torch.equal(v, held[k]) for k, v in kept.items())
+    if len(names) == 1:
+        init_from(new := create_model('edsr_student', n_blocks=1, n_feats=4), file)
+        assert all(torch.equal(v, again[k]) for k, v in new.state_dict().items())
 
 def test_old_files_without_a_fingerprint(tmp_path, files):
     size, = struct.unpack('<Q', files['ours'][:8])

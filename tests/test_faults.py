@@ -1,13 +1,18 @@
 """What happens to runs and results when processes are killed, disks fill up, power fails and files are damaged. Nothing may be lost, silent or raw.
-Short by default; LSFD_FAULTS=20 tries twenty times as much. The counts are printed at the end."""
-import errno, fcntl, os, random, shutil, signal, struct, subprocess, time, warnings
+Short by default; `LSFD_LONG=20 python -m pytest -m faults` tries twenty times as much. The counts are printed at the end."""
+import errno, fcntl, gzip, hashlib, io, os, random, shutil, signal, socket, struct, subprocess, threading, time, warnings, zipfile
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 
 import pytest, torch
+from campaign import TIMES, count
+from PIL import Image
 
 from lsfd import ledger as book, state as states, system
 from lsfd.bench import note, noted
 from lsfd.data import PatchPairs, sample_photos
+from lsfd.folders import DataError
 from lsfd.distill import METHODS, Distill
 from lsfd.models import create_model
 from lsfd.recipe import Recipe
@@ -16,23 +21,9 @@ from lsfd.state import STATES, RunError, read_logs, read_run
 from lsfd.system import WriteError, append_rows, read_rows, write_atomically
 from lsfd.train import fit
 
-TIMES = int(os.environ.get('LSFD_FAULTS', 1))
-COUNTS = {}
+pytestmark = pytest.mark.faults
 torch.set_num_threads(1)
 fork = get_context('fork')
-
-def count(what, right):
-    "Note one attempt, and whether it ended as it should."
-    tried, good = COUNTS.get(what, (0, 0))
-    COUNTS[what] = tried + 1, good + bool(right)
-    return right
-
-@pytest.fixture(scope='module', autouse=True)
-def table(request):
-    yield
-    with request.config.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled():
-        print(f'\n\n{"fault":60} tried  right')
-        for what, (tried, good) in COUNTS.items(): print(f'{what:60} {tried:5} {good:6}')
 
 # --- a run of a second, what it ends with, and a child process to hurt
 
@@ -123,7 +114,7 @@ def test_a_signal_is_saved_at_the_end_of_the_step(sent, tmp_path, whole):
         data.batch = until
         list(fit(objective(), data, RECIPE, tmp_path/'run'))
     assert child(job) == 3
-    assert count('SIGTERM and SIGINT in a step', read_run(tmp_path/'run')['at']['step'] == 4)
+    assert count('SIGTERM and SIGINT in a step: saved', read_run(tmp_path/'run')['at']['step'] == 4)
     continues('  continued after a signal', tmp_path/'run', whole)
 
 def test_killed_writers_of_lines_lose_no_row_they_reported(tmp_path):
@@ -181,6 +172,9 @@ def test_a_disk_that_is_full(small_disk, whole):
 
 def test_a_ledger_on_a_full_disk(small_disk):
     disk, fill = small_disk; path = disk/'l.jsonl'; book.append(ROW, path); fill(4096)
+    for write in book.append, lambda row, path: note([row], path):       # where not even the lock has room for a name
+        with pytest.raises((book.LedgerError, WriteError), match='cannot write .*new.jsonl: No space'): fill(); write(ROW, disk/'new.jsonl')
+    (disk/'filler').unlink(); fill(4096)
     said = {}
     for i in range(1, 20):
         try: said[i] = book.append(ROW | dict(seed=i), path)
@@ -215,7 +209,7 @@ def test_power_cut(kind, options, tmp_path):
     def mounted(): return not os.getuid() and run('mount', '-o', f'loop,{options}', image, place)
     if not made or not mounted(): pytest.skip(f'this machine does not mount a file with {kind}')
     try:
-        (place/'run').mkdir(); os.sync()
+        os.sync()
         rows, kept = [], {}
         for n in range(2 + TIMES):
             append_rows(place/'run/log.jsonl', [dict(step=n)]); rows.append(n)
@@ -246,6 +240,12 @@ def test_a_flipped_bit_of_a_state_never_ends_in_other_weights(tmp_path, capsys):
         (tmp_path/'run.pt').write_bytes(flipped(good, rng))
         state = read_run(tmp_path, parts); said = capsys.readouterr().out
         assert count('run.pt with a flipped bit: itself, or the one before', same(state, new) or same(state, old) and 'going on from the state before' in said)
+    at = good.index(b'PK\1\2')                                                              # the zip's directory, every bit of an entry
+    for bit in range(8*46):
+        (tmp_path/'run.pt').write_bytes(good[:at + bit//8] + bytes([good[at + bit//8] ^ 1 << bit % 8]) + good[at + bit//8 + 1:])
+        state = read_run(tmp_path, parts)
+        assert count('run.pt with a flipped bit: itself, or the one before', same(state, new) or same(state, old)), bit
+    capsys.readouterr()
     for damage in (b'', good[:len(good)//2], good[:-1], bytes(len(good)), os.urandom(5000)):
         (tmp_path/'run.pt').write_bytes(damage)
         assert count('run.pt empty, cut, zeros, noise: the one before', same(read_run(tmp_path, parts), old))
@@ -329,7 +329,7 @@ def test_two_runs_never_share_a_folder(tmp_path):
     assert count('a second run', child(other) == 3)
     (out/'.lock').unlink()
     with pytest.raises(RunError, match='is training in'): train(out)
-    assert count('  after .lock was removed', child(other) == 3)
+    assert count('a second run after .lock was removed', child(other) == 3)
     first.close(); assert count('  after the first has ended', child(other) == 0)
 
 # --- what was saved is good
@@ -378,3 +378,79 @@ def test_a_folder_that_moves_or_goes(tmp_path, whole, monkeypatch):
     for out in tmp_path/'gone', tmp_path/'here': assert count('folders removed, current folders changed', same(torch.load(out/'run.pt'), whole[0]))
     train(tmp_path/'gone')
     assert count('  the log is whole again', same(ended(tmp_path/'gone'), whole))
+
+def test_a_step_without_memory_names_the_remedy(tmp_path):
+    def job():
+        import resource
+        data = PatchPairs(PHOTOS, scale=2, lr_patch=32, batch=64); big = objective(n_feats=64, n_blocks=8)
+        used = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 100*10**6,)*2)
+        try: list(fit(big, data, RECIPE, tmp_path/'run'))
+        except RunError as e: assert 'use a smaller batch or lr_patch' in str(e), e; os._exit(7)
+    assert count('limits of memory: named, or tiles', child(job) == 7)
+
+# --- servers
+
+IMAGES = {f'HR/{k}.png': v for k, v in PHOTOS.items()}
+
+def archive(how=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(b := io.BytesIO(), 'w', how) as z:
+        for name, image in IMAGES.items(): Image.fromarray(image).save(one := io.BytesIO(), 'PNG'); z.writestr(name, one.getvalue())
+    return b.getvalue()
+
+BODY = archive()
+def head(length=len(BODY), status='200 OK', *more): return '\r\n'.join([f'HTTP/1.1 {status}', *([] if length is None else [f'Content-Length: {length}']), *more, '', '']).encode()
+def forever(piece, wait=0):
+    while True: yield piece; time.sleep(wait)
+
+SERVERS = {   # what each sends, and whether the images can be had from it
+    'good': ([head(), BODY], True), 'in two': ([head(), BODY[:99], BODY[99:]], True), 'no length': ([head(None), BODY], True),
+    'short': ([head(1000), BODY[:1000]], False), 'breaks off': ([head(), BODY[:1000]], False), 'long': ([head(len(BODY) + 5000), BODY, bytes(5000)], False),
+    'wrong': ([head(), bytes(len(BODY))], False), 'a bit flipped': ([head(), BODY[:3000] + bytes([BODY[3000] ^ 1]) + BODY[3001:]], False), 'empty': ([head(0)], False), 'a page': ([head(4), b'<ht>'], False),
+    '404': ([head(2, '404 Not Found'), b'no'], False), '500': ([head(2, '500 Oops'), b'no'], False), '416': ([head(2, '416 Range'), b'no'], False),
+    'to itself': ([head(0, '302 Found', 'Location: /')], False), 'to a file': ([head(0, '302 Found', 'Location: file:///etc/passwd')], False), 'garbage': ([b'\xff'*2000], False),
+    'silent': ([], False), 'endless head': ([b'HTTP/1.1 200 OK\r\nX: ', b'a'*10**7], False), 'a negative length': ([head(-5), BODY], True), 'no number': ([head('x'), BODY], True),
+    'packed': ([head(None, '200 OK', 'Content-Encoding: gzip'), gzip.compress(bytes(10**7))], False), 'endless': (None, False), 'drips': (None, False)}
+
+@contextmanager
+def server(pieces):
+    def serve():
+        while True:
+            try: peer, _ = door.accept()
+            except OSError: return
+            with peer, suppress(OSError):
+                peer.recv(2**16)
+                for piece in pieces(): peer.sendall(piece)
+    with socket.create_server(('127.0.0.1', 0)) as door:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f'http://127.0.0.1:{door.getsockname()[1]}/tiny.zip'
+        door.shutdown(socket.SHUT_RDWR)
+
+@pytest.mark.parametrize('kind', SERVERS)
+def test_hostile_servers(kind, tmp_path, monkeypatch):
+    from lsfd import download as d
+    said, good = SERVERS[kind]
+    def pieces():
+        if kind == 'endless': yield head(None); yield from forever(bytes(2**16))
+        elif kind == 'drips': yield head(); yield from forever(b'P', .05)
+        else: yield from said
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1'); monkeypatch.setattr(d, 'fetch', partial(d.fetch, tries=2, seconds=2)); start = time.time()
+    with server(pieces) as url:
+        monkeypatch.setitem(d.ARCHIVES, 'tiny', d.Archive({url: 'HR'}, len(BODY), 'tiny/HR', len(IMAGES), sha256=hashlib.sha256(BODY).hexdigest()))
+        try: had = len([*(d.download('tiny', tmp_path)/'HR').iterdir()]) == len(IMAGES)
+        except DataError as e: had = False; assert url in str(e) or 'expect' in str(e), e
+    there = sum(f.stat().st_size for f in tmp_path.rglob('*') if f.is_file())
+    assert count('hostile servers', had == good and there < 2*len(BODY) and time.time() - start < 20), (had, there, time.time() - start)
+    assert {f.name for f in tmp_path.iterdir()} <= {'tiny', '.download.lock', 'tiny-tiny.zip.part'}
+
+def test_an_archive_on_a_full_disk_is_named_and_kept(small_disk, monkeypatch):
+    from lsfd import download as d
+    disk, fill = small_disk; monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    with server(lambda: [head(), BODY]) as url:
+        monkeypatch.setitem(d.ARCHIVES, 'tiny', d.Archive({url: 'HR'}, len(BODY), 'tiny/HR', len(IMAGES), sha256=hashlib.sha256(BODY).hexdigest()))
+        for leave, kept in (8192, False), (len(BODY) + 20_000, True):      # no room for the archive; none for its images
+            fill(leave)
+            with pytest.raises(WriteError, match=f'cannot write {disk}.*No space left'): d.download('tiny', disk)
+            assert count('archives on a full disk: named, kept', ((disk/'tiny-tiny.zip.part').stat().st_size == len(BODY)) == kept)
+            (disk/'filler').unlink()
+        assert len([*(d.download('tiny', disk)/'HR').iterdir()]) == len(IMAGES)

@@ -1,13 +1,15 @@
-"""Any picture becomes what a person would see, or one error that names it: the failures found in the field, and mutated files (LSFD_LONG=1: many)."""
+"""Any picture becomes what a person would see, or one error that names it: the failures found in the field, and mutated files."""
 import io, os, random, struct, subprocess, sys, warnings, zlib
 from collections import Counter
 
 import numpy as np
 import pytest
+from campaign import TIMES, count
 from lsfd import reading
 from lsfd.reading import ImageError, read_image
 from PIL import Image
 
+pytestmark = pytest.mark.faults
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (24, 20, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (24, 20, 4), dtype=np.uint16)
@@ -113,9 +115,9 @@ def mutated(data, rng):
         data[rng.randrange(len(data) if kind == 'flip' else min(64, len(data)))] ^= 1 << rng.randrange(8)
     return bytes(data)
 
-def test_mutated_files(tmp_path, capsys):
+def test_mutated_files(tmp_path):
     rng, files, counts = random.Random(7), list(seeds()), Counter()
-    for n in range(1800 if os.environ.get('LSFD_LONG') else 250):
+    for n in range(250*TIMES):
         kind, data = files[n % len(files)]
         path = tmp_path/f'{n}.png'; path.write_bytes(mutated(data, rng))
         try:
@@ -127,6 +129,6 @@ def test_mutated_files(tmp_path, capsys):
         except ImageError as e:
             assert str(path) in str(e), e
             counts['refused'] += 1
+        count('images mutated')
         path.unlink()
-    with capsys.disabled(): print(f' mutated images: {dict(counts)}', end='')
     assert counts['read'] > 20 and counts['refused'] > 20

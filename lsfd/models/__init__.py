@@ -159,7 +159,7 @@ def from_run(states, meta, of=None):
     mine = meta['ident'].get(f'member {member}', meta['ident'])
     spec = mine.get('student')
     if not isinstance(spec, dict): raise ModelError(f"is the state of a run of {spec}, which only its class can load: "
-                                                    f"model.load_state_dict(torch.load(path, weights_only=True)[{name!r}])")
+                                                    "lsfd.models.slice.init_from(model, path)")
     return filled(spec, state), dict(meta['ident'], step=meta['step'])
 
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #2c55f4ec

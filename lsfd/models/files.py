@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STRANGERS', 'AVERAGE', 'ModelError', 'kind', 'check_zip', 'pickled', 'read_pickle', 'digest', 'read_safetensors',
-           'held', 'as_weights', 'tensor_dicts', 'search', 'choose', 'read_checkpoint']
+           'held', 'as_weights', 'tensor_dicts', 'search', 'choose', 'averaged', 'read_checkpoint']
 
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #25c971be
-import hashlib, json, re, torch, warnings, zipfile
+import hashlib, json, os, re, torch, warnings, zipfile
 from pathlib import Path
 from safetensors import safe_open
 from ..system import zip_fault
@@ -161,18 +161,26 @@ def choose(
     warnings.warn(f'of {", ".join(names)} the moving average was taken: {averages[0][0]}', stacklevel=2)
     return averages[0]
 
+# %% ../../nbs/7_annexes/04a_models.files.ipynb #f27ee8a1
+def averaged(state):
+    "A run's state with the moving average in place of each student's weights, if its recipe has one."
+    average = state['optimiser'].get('ema', {})
+    students = [k for k in state if k.split('/')[-1] == 'student'] if average else []     # in the order of the average's modules
+    def part(head): return {k.removeprefix(head): v for k, v in average.items() if k.startswith(head)}
+    return state | {k: part(f'module.{i}.') for i, k in enumerate(students)}
+
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #c094
 def read_checkpoint(path):
     "`({name: state dict}, metadata)` of a checkpoint file, without running any code from it; a run's state has its identity as metadata."
     path = Path(path)
-    if path.is_dir(): raise ModelError(f'{path} is a folder: name one of the files in it')
-    if not path.is_file(): raise ModelError(f'no checkpoint at {path}: check the name, seen from {Path.cwd()}')
+    if os.path.isdir(path): raise ModelError(f'{path} is a folder: name one of the files in it')
+    if not os.path.isfile(path): raise ModelError(f'no checkpoint at {path}: check the name, seen from {Path.cwd()}')
     try:
         if (k := kind(path)) == 'safetensors': held, about = read_safetensors(path)
         else:
             if k == 'zip': check_zip(path)
             held, about = read_pickle(path), {}
-            if isinstance(held, dict) and isinstance(held.get('ident'), dict): about = dict(ident=held['ident'], step=held['at']['step'])
+            if isinstance(held, dict) and isinstance(held.get('ident'), dict): held, about = averaged(held), dict(ident=held['ident'], step=held['at']['step'])
         return {name: as_weights(state, path) for name, state in (tensor_dicts(held) or {'': held}).items()}, about
     except ModelError: raise
     except Exception as e: raise ModelError(f'{path} holds no weights that can be read ({type(e).__name__}: {str(e)[:90]})') from None
