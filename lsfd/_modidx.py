@@ -723,7 +723,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lsfd.tiles': { 'lsfd.tiles.Tiles': ('7_annexes/tiles.html#tiles', 'lsfd/tiles.py'),
                             'lsfd.tiles.Tiles.__call__': ('7_annexes/tiles.html#tiles.__call__', 'lsfd/tiles.py'),
                             'lsfd.tiles.Tiles.__str__': ('7_annexes/tiles.html#tiles.__str__', 'lsfd/tiles.py'),
-                            'lsfd.tiles.Tiles.seen': ('7_annexes/tiles.html#tiles.seen', 'lsfd/tiles.py'),
+                            'lsfd.tiles.Tiles.span': ('7_annexes/tiles.html#tiles.span', 'lsfd/tiles.py'),
                             'lsfd.tiles.Tiles.tile': ('7_annexes/tiles.html#tiles.tile', 'lsfd/tiles.py'),
                             'lsfd.tiles.bytes_per_pixel': ('7_annexes/tiles.html#bytes_per_pixel', 'lsfd/tiles.py'),
                             'lsfd.tiles.cuts': ('7_annexes/tiles.html#cuts', 'lsfd/tiles.py'),

@@ -81,13 +81,13 @@ def cast_once(net, lr):
 @contextmanager
 def asking(objective, teacher):
     "Inside, the objective asks `teacher`, if there is one, in place of its own."
-    asks = [d for d in members(objective) if None not in (d.teacher, teacher)]
-    own = [d.teacher for d in asks]
+    distilled = [d for d in members(objective) if None not in (d.teacher, teacher)]
+    own = [d.teacher for d in distilled]
     try:
-        for d in asks: d.teacher = teacher
+        for d in distilled: d.teacher = teacher
         yield
     finally:
-        for d, t in zip(asks, own): d.teacher = t
+        for d, t in zip(distilled, own): d.teacher = t
 
 # %% ../nbs/4_training/03a_engine.ipynb #e018
 def tried(step): step(); return step
