@@ -1,5 +1,5 @@
 """Every table and figure of the paper:   snakemake --cores 2 --config profile=smoke
-What will be made, and how long it takes:   add -n.   On a Slurm cluster:   add --executor slurm --jobs 20, and gpu=1 after --config where its jobs get a GPU each."""
+What will be made, and how long it takes:   add -n.   On a Slurm cluster:   add --executor slurm --jobs 20, and gpu=1 after --config for a GPU each."""
 import sys
 from pathlib import Path
 from types import SimpleNamespace as Names
@@ -44,7 +44,7 @@ def weights(): return [file for m in METHODS for file in of_students("seed{seed}
 
 def needs(w):
     "What a figure is made from, beside its notebook."
-    files = dict(ledger=[f"{OUT}/ledger.jsonl"], students=weights(), figures=[f"{OUT}/figures/{name}.ipynb" for name in ("fig1", "table1")])
+    files = dict(ledger=[f"{OUT}/ledger.jsonl"], students=[w for w in weights() if "/rcan_x" in w], figures=[f"{OUT}/figures/{name}.ipynb" for name in ("fig1", "table1")])
     return [file for kind in GIVEN[w.name] for file in files.get(kind, [])]
 
 def given(w):

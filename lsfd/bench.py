@@ -114,8 +114,8 @@ def launches(f, device):
     if torch.device(device).type != 'cuda':
         with Dispatched() as ops: f()
         return dict(launches=ops.n)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen: f(); torch.cuda.synchronize(device)
-    events = seen.events()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled: f(); torch.cuda.synchronize(device)
+    events = profiled.events()
     return dict(launches=sum(any(s in e.name for s in STARTS) for e in events), kernels=sum(e.device_type == DeviceType.CUDA for e in events))
 
 # %% ../nbs/7_annexes/09_bench.ipynb #c026

@@ -119,12 +119,12 @@ def in_copy(model, lr):
         torch.set_num_threads(1)
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'): libc.mallopt(-3, 2**16); libc.malloc_trim(0)   # -3: MALLOC_MMAP_THRESHOLD_
-        try: tell.send(forward_memory(model, lr))
-        except Exception as e: tell.send(f'{type(e).__name__}: {e}')
+        try: sender.send(forward_memory(model, lr))
+        except Exception as e: sender.send(f'{type(e).__name__}: {e}')
     fork = multiprocessing.get_context('fork')
-    ask, tell = fork.Pipe(duplex=False)
-    child = fork.Process(target=job); child.start(); tell.close()
-    try: said = ask.recv()
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=job); child.start(); sender.close()
+    try: said = receiver.recv()
     except EOFError: said = 'its process was ended'
     child.join()
     if isinstance(said, str): raise RuntimeError(f'the network does not run in a copy of this process: {said}')
@@ -156,12 +156,12 @@ def peak_memory(
 # %% ../nbs/5_measuring/05_efficiency.ipynb #a2d594f8
 class Meter(TorchDispatchMode):
     "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all operations."
-    def __init__(self): super().__init__(); self.now = self.peak = self.moved = 0; self.seen = WeakIdKeyDictionary()
+    def __init__(self): super().__init__(); self.now = self.peak = self.moved = 0; self.sizes = WeakIdKeyDictionary()
     def add(self, n): self.now += n; self.peak = max(self.peak, self.now)
 
     def keep(self, store):
-        if store in self.seen: return
-        self.seen[store] = n = store.nbytes()
+        if store in self.sizes: return
+        self.sizes[store] = n = store.nbytes()
         self.add(n); weakref.finalize(store, self.add, -n)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -180,12 +180,12 @@ def evaluate(
     "Score a network, and bicubic interpolation, on every image by the rules of the protocol."
     check_fit(model, benchmark)
     protocol = protocol or Protocol(scale=benchmark.scale)
-    asked, rows = protocol.inference, {}
-    pixels = max(lr.shape[0]*lr.shape[1] for _, lr, _ in benchmark) if asked == 'auto' else 0   # of the image that decides for all
-    label, way = find_way(model, asked, pixels)
+    wanted, rows = protocol.inference, {}
+    pixels = max(lr.shape[0]*lr.shape[1] for _, lr, _ in benchmark) if wanted == 'auto' else 0   # of the image that decides for all
+    label, way = find_way(model, wanted, pixels)
     protocol = replace(protocol, inference=label)
     for name, lr, hr in benchmark:
         with naming(name):
-            sr = to_image(enlarge(model, to_tensor(lr), way, asked))
+            sr = to_image(enlarge(model, to_tensor(lr), way, wanted))
             rows[name] = protocol.score(sr, hr) | bicubic_scores(benchmark, protocol, name, lr, hr)
     return Scores(pd.DataFrame(rows).T, protocol, benchmark.name, benchmark.fingerprint, benchmark.lr_source)

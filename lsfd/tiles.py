@@ -95,7 +95,7 @@ class Tiles:
     grid: int = 1
 
     def __str__(self): return f'tiles {self.side}+{self.overlap}' + f'/{self.grid}'*(self.grid > 1)
-    def seen(self, n, start, end):
+    def span(self, n, start, end):
         "Of `n` pixels, the first and the last that the network is given to enlarge those from `start` to `end`."
         return max(start - self.overlap, 0)//self.grid*self.grid, min(-(-(end + self.overlap)//self.grid)*self.grid, n)
 
@@ -105,7 +105,7 @@ class Tiles:
 
     def tile(self, model, x, ys, xs):
         "The network's output for the rows and columns of `x` from start to end."
-        (up, down), (before, after) = (self.seen(n, *part) for n, part in zip(x.shape[2:], (ys, xs)))
+        (up, down), (before, after) = (self.span(n, *part) for n, part in zip(x.shape[2:], (ys, xs)))
         sr = whole(model, x[..., up:down, before:after])
         s = sr.shape[3]//(after - before)
         return sr[..., s*(ys[0] - up):s*(ys[1] - up), s*(xs[0] - before):s*(xs[1] - before)]

@@ -53,14 +53,14 @@ def code_of(
     without=()):   # modules that the result does not depend on, though they can be reached; with what lies below them
     "A hash of the code that a result depends on."
     code = '\n'.join(cells_of(s) if s.endswith('.ipynb') else f'import {s}' for s in starts)
-    todo, seen = list(modules(code)), {}
+    todo, codes = list(modules(code)), {}
     while todo:
         name = todo.pop()
         skip = any(name == w or name.startswith(w + '.') for w in without)
-        if name in seen or skip or not name.startswith('lsfd') or not (found := _file(name)): continue
+        if name in codes or skip or not name.startswith('lsfd') or not (found := _file(name)): continue
         text = found[0].read_text(encoding='utf-8')
-        seen[name] = plain(text); todo += modules(text, found[1])
-    parts = [plain(code), *[f'{name} {seen[name]}' for name in sorted(seen)]]
+        codes[name] = plain(text); todo += modules(text, found[1])
+    parts = [plain(code), *[f'{name} {codes[name]}' for name in sorted(codes)]]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:12]
 
 # %% ../nbs/7_annexes/14_workflow.ipynb #wf002

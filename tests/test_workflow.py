@@ -117,6 +117,18 @@ def test_a_profile_that_is_none(clone):
     text, status, _ = snakemake(clone, '-n', '--config', 'profile=papper')
     assert status and 'choose one of smoke, demo, short, paper' in text
 
+@pytest.mark.skipif(not shutil.which('sbatch') or not os.environ.get('LSFD_LONG'), reason='on a Slurm cluster, where there is one: LSFD_LONG=1')
+def test_slurm(clone):
+    "Three jobs by sbatch; one is cancelled while it runs, and the same command goes on."
+    words = ['--executor', 'slurm', '--jobs', '3', '--slurm-status-command', 'squeue', '--slurm-no-account', '--default-resources', 'mem_mb=1000', 'runtime=10', '--', f'{STUDENTS}/ledger.jsonl']
+    job = start(clone, *words, SLOW='compare')
+    while not (clone/'started').exists(): time.sleep(.5); assert job.poll() is None, job.stdout.read()
+    number = subprocess.run(['squeue', '-h', '-o', '%i'], capture_output=True, text=True, check=True).stdout.split()[0]
+    subprocess.run(['scancel', number], check=True)
+    assert job.wait(300) and not (clone/STUDENTS/'compare.ipynb').exists() and (clone/STUDENTS/'run.pt').is_file()
+    text, status, done = snakemake(clone, *words)
+    assert status == 0 and done == ['compare'] and (clone/STUDENTS/'run.pt').is_file(), text
+
 @pytest.mark.skipif(not os.environ.get('LSFD_LONG'), reason='the whole smoke grid, 25 jobs: LSFD_LONG=1')
 def test_the_smoke_grid(tmp_path):
     subprocess.run(['git', 'clone', '-q', str(ROOT), str(tmp_path/'clone')], check=True)
