@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'ROLES', 'BUDGET', 'TIMES', 'hardware', 'complete', 'LedgerError', 'check_row', 'ledger_path',
-           'append', 'check_ledger', 'read', 'method_key', 'paper_table', 'compare', 'noted']
+           'append', 'check_ledger', 'read', 'method_key', 'paper_table', 'compare', 'noted', 'beside_paper']
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c003
 import json, os, platform, re, warnings
@@ -164,3 +164,15 @@ def compare(
 def noted(value, text, name):
     "A field of a budget in words, or that nobody noted it."
     return f'{name} not noted' if pd.isna(value) or value == '' else text.format(value)
+
+# %% ../nbs/5_measuring/04_ledger.ipynb #b002
+def beside_paper(
+    psnr,   # {benchmark: dB}, counted as in the paper
+    model,  # 'rcan', 'edsr' or 'san'
+    scale,
+) -> pd.DataFrame:
+    "These figures above the paper's for that network and scale, as meant where misprinted; empty where the paper has none."
+    paper = paper_table()
+    paper = paper[(paper.model == model.upper()) & (paper.scale == scale) & paper.benchmark.isin(psnr)]
+    rows = paper.assign(psnr=paper.misprint.fillna(paper.psnr)).pivot(index='printed', columns='benchmark', values='psnr')
+    return pd.concat([pd.DataFrame({'this network': psnr}).T, rows.loc[paper.printed.unique()]])[list(rows)]

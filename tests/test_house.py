@@ -42,8 +42,8 @@ step
 engine
 train bench explore
 runs workflow
-launch export
-cli""".splitlines()
+launch export cli
+commands""".splitlines()
 
 def module_of(nb):
     "The module that a notebook exports, as one imports it."

@@ -184,7 +184,7 @@ def from_ours(state, meta):
     if str(spec.get('arch')) in ARCHS: return filled(spec, state), about
     try: return from_others({'': state})[0], about
     except ModelError: raise ModelError(f"is of {spec.get('arch')!r}, no architecture of lsfd: make the network by its class "
-                                        'and give it these weights with lsfd.models.slice.init_from') from None
+                                        'and give it these weights with lsfd.models.slice.init_from; on the command line, add --network FILE.py:NAME') from None
 
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c033
 def load_model(
