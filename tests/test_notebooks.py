@@ -2,7 +2,7 @@
 Where there is a GPU the child is a new process instead, for CUDA does not survive a fork.
 A run notebook (one with a cell tagged `parameters`) goes through papermill, as its users start it, at profile `smoke` and into a temporary folder.
 Cells flagged `slow`, `gpu` or `notest` are left out; LSFD_TEST_FLAGS="slow gpu" runs them too."""
-import json, math, multiprocessing, os, re, subprocess, sys
+import json, math, multiprocessing, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbdev.test, papermill, pytest, torch
@@ -82,6 +82,7 @@ def smoke(parameters, tmp):
 
 def run_papermill(path, tmp):
     chosen = smoke(papermill.inspect_notebook(path), tmp)
+    if chosen.keys() == {'out'}: shutil.copytree(ROOT/'figures', tmp/'run')     # the claims read what other pages have left there
     given = [word for name, value in chosen.items() for word in ('-r', name, value)]
     r = subprocess.run([sys.executable, '-m', 'papermill', path, tmp/'out.ipynb', '-k', 'python3', '--no-progress-bar', '--log-output', *given],
         cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60*MINUTES)
