@@ -177,12 +177,10 @@ def test_style(name):
     assert longest <= 40, f'an export cell of {longest} lines'
     assert statistics.median([n for n in lines.values() if n] or [0]) <= 6, 'cells too long to read'
 
-LONG = {'3_networks/04_models.san.ipynb', '4_training/03a_engine.ipynb', '5_measuring/05_efficiency.ipynb'}   # to be shortened
-
 @each(name for name in COMPONENTS if name[0] in '123456')
 def test_length_of_notebook(name):
     n = len(NBS[name]['cells'])
-    assert (n <= 62) != (name in LONG), f'{n} cells: at most 62, so move details into an annex; once it is that short, take it out of LONG'
+    assert n <= 62, f'{n} cells: at most 62, so move details into an annex'
 
 # --- every file
 
