@@ -23,6 +23,13 @@ def count(what, right=True):
 
 def pytest_configure(config): config.addinivalue_line('markers', 'faults: part of the campaign of faults')
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, 'workeroutput'): session.config.workeroutput['counts'] = COUNTS      # of a worker of pytest-xdist,
+
+def pytest_testnodedown(node, error):                                                                # to the one that prints
+    for what, pair in getattr(node, 'workeroutput', {}).get('counts', {}).items():
+        COUNTS[what] = tuple(map(sum, zip(COUNTS.get(what, (0, 0)), pair)))
+
 def pytest_terminal_summary(terminalreporter):
     if not COUNTS: return
     terminalreporter.section('faults: right of tried, first campaign and now')

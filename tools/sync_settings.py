@@ -92,7 +92,7 @@ jupyter_hooks = {c['jupyter_hooks']}
 [tool.pytest.ini_options]
 testpaths = ["tests"]
 pythonpath = ["tools"]
-addopts = "-rs"
+addopts = "-rs -n 2"
 '''
 
 def environment(c): return f'''# Written by tools/sync_settings.py: edit settings.ini
