@@ -13,10 +13,12 @@ def command(model):
     run = Train(model=model, role='teacher', data='train/BSD400,train/CID22', steps=STEPS[model], rate=6e-4, warmup=100, precision='bf16')
     return f'`papermill nbs/train.ipynb runs/{model}_teacher.ipynb {" ".join(run.words())}`'
 
+HOME = ROOT/'data/checkpoints'
+
 def card(path):
     net = load_model(path)
     made = dict(command=command(net.spec['arch'])) if 'teacher' in path.name else {}
-    return f'## {path.name}\n\n{facts(net, **made, file=f"{path.stat().st_size/1e6:.2f} MB, fp16")}\n'
+    return f'## {path.relative_to(HOME)}\n\n{facts(net, **made, file=f"{path.stat().st_size/1e6:.2f} MB, fp16")}\n'
 
 HEAD = '''<!-- Written by tools/cards.py from the files beside it -->
 # Model cards
@@ -26,5 +28,5 @@ Scores are PSNR in dB; each card names the protocol and the budget.
 '''
 
 if __name__ == '__main__':
-    cards = [card(p) for p in sorted((ROOT/'data/checkpoints').glob('*.safetensors'))]
+    cards = [card(p) for p in sorted(HOME.rglob('*.safetensors'))]
     publish({'data/checkpoints/README.md': '\n'.join([HEAD, *cards])}, 'python tools/cards.py')
