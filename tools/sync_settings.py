@@ -77,7 +77,7 @@ package-dir = {{"{c['lib_name']}.bundled.data" = "data", "{c['lib_name']}.bundle
 
 [tool.setuptools.package-data]
 "{c['lib_name']}" = ["widgets/*"]
-"{c['lib_name']}.bundled.data" = ["checkpoints/*", "paper/*", "*.jsonl"]
+"{c['lib_name']}.bundled.data" = ["checkpoints/**/*", "paper/*", "*.jsonl"]
 "{c['lib_name']}.bundled.nbs" = ["**/*.ipynb"]
 
 [tool.nbdev]
