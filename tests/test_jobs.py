@@ -22,8 +22,6 @@ def small(words):
     text = re.sub(r'\S+/DAT_light_x2.pth --teacher-taps \S+', f'{bundled("checkpoints/rcan_teacher_demo_x2.safetensors")} --teacher-taps body.4', text)
     return text.split() + ['--profile', 'smoke']*(words[0] in ('train', 'compare'))
 
-pytestmark = pytest.mark.skipif(not os.environ.get('LSFD_LONG'), reason='the five jobs of the README, minutes: LSFD_LONG=1')
-
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     "A folder with what the README says a user has."
