@@ -1,8 +1,8 @@
-"""One item per notebook. A component notebook runs in a forked child: torch is imported once, and no notebook sees another's state.
-Where there is a GPU the child is a new process instead, for CUDA does not survive a fork.
+"""One item per notebook. A component notebook runs in a child of a server that has imported torch and done nothing else: no notebook sees another's state.
+It is not forked from the process that runs the tests, whose threads and locks, or CUDA, would not survive that.
 A run notebook (one with a cell tagged `parameters`) goes through papermill, as its users start it, at profile `smoke` and into a temporary folder.
 Cells flagged `slow`, `gpu` or `notest` are left out; LSFD_TEST_FLAGS="slow gpu" runs them too."""
-import json, math, multiprocessing, os, re, shutil, subprocess, sys
+import faulthandler, json, math, multiprocessing, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbdev.test, papermill, pytest, torch
@@ -15,7 +15,8 @@ CONFIG = get_config(Path(__file__).parent)
 ROOT, NBS = CONFIG.config_path, CONFIG.nbs_path
 NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
 MINUTES = 10
-torch.set_num_threads(1)          # before the forks; nothing runs in parallel in this process
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(['matplotlib.pyplot', 'nbdev.test', 'pandas', 'papermill', 'pytest', 'torch'])
 
 # --- stored outputs: the text that a cell prints is what is stored, its figures within a tolerance, timings and memory excepted
 
@@ -61,14 +62,15 @@ def in_child(path, tmp):
     nbdev.test.write_nb = lambda nb, _: write_nb(nb, tmp/'ran.ipynb')
     for stream in 1, 2: os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = open(2, 'w', buffering=1, closefd=False)
-    os.chdir(NBS); os.environ['OMP_NUM_THREADS'] = '1'
+    faulthandler.dump_traceback_later(60*MINUTES - 10)     # where it hangs, if it does
+    os.chdir(NBS); torch.set_num_threads(1); os.environ['OMP_NUM_THREADS'] = '1'
     passed, _ = nbdev.test.test_nb(path, CONFIG.tst_flags.split(), os.environ.get('LSFD_TEST_FLAGS', '').split(), basepath=ROOT, save=True)
     sys.stdout.flush(); os._exit(not passed)
 
 def run_component(path, tmp):
-    child = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'fork').Process(target=in_child, args=(path, tmp)); child.start(); child.join(60*MINUTES)
+    child = SERVER.Process(target=in_child, args=(path, tmp)); child.start(); child.join(60*MINUTES)
     if child.is_alive(): child.kill(); child.join()
-    if child.exitcode: pytest.fail((tmp/'log').read_text()[-6000:], pytrace=False)
+    if child.exitcode: pytest.fail(f'exit status {child.exitcode} (-9: killed, after {MINUTES} minutes at the latest)\n' + (tmp/'log').read_text()[-6000:], pytrace=False)
     compare(path, tmp/'ran.ipynb')
 
 def smoke(parameters, tmp):
