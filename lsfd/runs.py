@@ -41,7 +41,7 @@ def word_or(words, other):
         except ValueError as e: raise ValueError(f'choose one of {", ".join(words)}{nearest(value, words)} Or: {e}') from None
     return Annotated[str, AfterValidator(check)]
 
-Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], existing), word_or([Path(f).stem for f in PHOTOS['valid']], existing)
+Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], existing), word_or(['facade', *(Path(f).stem for f in PHOTOS['valid'])], existing)
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c034
 def device_of(name):
@@ -179,7 +179,7 @@ def both_or_none(run):
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
     checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
-    image: File = Field('', description='a picture; empty: a photo that comes with scikit-image')
+    image: File = Field('', description='a picture; empty: the drawn facade')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
     x: int = Field(-1, ge=-1, description='its left')
     window: int = Field(16, ge=2, lt=10**4, description='its side')
@@ -194,7 +194,7 @@ class Lam(Parameters):
 class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
-    image: Photo = Field('coffee', description="an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
+    image: Photo = Field('facade', description="'facade', an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
     checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
@@ -253,7 +253,7 @@ class OwnNetwork(Parameters):
     "The parameters of `nbs/own_network.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo' (a minute on a quiet core), or 'smoke' (seconds: does it run?)")
     data: Sources = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
-    photo: File = Field('', description='an image file to enlarge at the end; empty: one of the embedded')
+    photo: File = Field('', description='an image file to enlarge at the end; empty: the drawn facade')
     seed: int = Field(0, ge=0, lt=2**32, description='of the first weights and of the patches')
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
 
