@@ -183,7 +183,7 @@ def read_state(path, parts):
             tensors = [v for k in parts for v in state[k].values() if isinstance(v, torch.Tensor)]
             if not all(v.isfinite().all() for v in tensors): return None, f'{path.name} has weights that are not finite'
     except Exception as e: return None, f'{path.name} is no state of this run ({type(e).__name__}: {str(e)[:60]})'
-    if number != FORMAT: raise RunError(f'{path} has format {number}, this lsfd knows {FORMAT}: use the lsfd that wrote it, or another out')
+    if number != FORMAT: raise RunError(f'{path} has format {number}, this lsfd reads {FORMAT}: use the lsfd that wrote it, or another out')
     return state, None
 
 def read_run(folder, parts=()):
