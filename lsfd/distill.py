@@ -42,7 +42,7 @@ class StepOutputs:
 def dry_run(model, at, size=16):
     "Scale and tap shapes of a network, from one black image: `(scale, [(channels, height, width), …])`."
     x = torch.zeros(1, 3, size, size, device=like(model).device).to(memory_format=torch.channels_last)   # as in training
-    with inference(model): sr, features = tap(model, x, at)   # a black image must not enter anybody's statistics
+    with inference(model): sr, features = tap(model, x, at)   # a black image must not change running statistics
     if sr.shape[1] != 3 or sr.shape[2] != sr.shape[3]:
         raise ValueError(f'{type(model).__name__} makes {tuple(sr.shape)} of {tuple(x.shape)}, not an enlarged RGB image')
     return sr.shape[3]/size, [tuple(f.shape[1:]) for f in features]
@@ -51,7 +51,7 @@ def dry_run(model, at, size=16):
 SIZES = 16, 64, 128   # pixels a side
 
 def dry_runs(nets):   # [(network, its taps), …]
-    "The `dry_run` of each, on the first of `SIZES` that none of them objects to."
+    "The `dry_run` of each, on the first of `SIZES` that all of them accept."
     for size in SIZES:
         try: return [dry_run(net, at, size) for net, at in nets]
         except NetworkError: raise
@@ -61,7 +61,7 @@ def dry_runs(nets):   # [(network, its taps), …]
 # %% ../nbs/1_method/09_distill.ipynb #c030
 def check_pair(
     student,
-    teacher,      # None: only the student is looked at
+    teacher,      # None: only the student is checked
     at,           # taps of the student, as `tap` takes them
     at_teacher):  # of the teacher
     "Scale and `(student channels, teacher channels)` per tap, or an error that shows the shapes."
@@ -89,7 +89,7 @@ def check_weights(student, teacher=None):
 RESERVED = 'total', 'step', 'of', 'rate', 'seconds'   # names that a log gives to other things
 
 def check_terms(terms):
-    "An error unless the terms have names that a log can tell apart."
+    "An error unless the names of the terms are distinct in a log."
     if not terms: raise ValueError('an objective needs terms: give some, as METHODS does')
     if bad := [k for k in terms if k in RESERVED or '/' in k or k.endswith(' share')]:
         raise ValueError(f'{", ".join(bad)} cannot be the name of a term: {", ".join(RESERVED)}, "/" and " share" mean something else in a log')
@@ -135,7 +135,7 @@ class Distill(nn.Module):
         "The teacher's `outputs` for `lr`; None without one."
         return None if self.teacher is None else outputs(self.teacher, lr, self.at_teacher)
 
-    def forward(self, lr, hr, teacher_output=None):   # the last where it is known already
+    def forward(self, lr, hr, teacher_output=None):   # the last if it was computed before
         o = StepOutputs(lr, hr, scale=self.scale, student=self.student, teacher=self.teacher, progress=self.progress)
         if self.teacher is not None: o.sr_t, o.f_t = teacher_output or self.teacher_output(lr)
         o.sr_s, o.f_s = outputs(self.student, lr, self.at)

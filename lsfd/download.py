@@ -22,7 +22,7 @@ class Archive:
     "A zip or tar on the web, what it must be, and what it holds."
     urls: dict          # address -> folder of the images in that archive
     size: int           # bytes: exactly these where `sha256` is known, otherwise at most these
-    target: str         # where the images go, below the folder that is asked for
+    target: str         # where the images go, below the folder that was given
     images: int
     sha256: str = ''    # of the archive
     pixels: str = ''    # `pixel_sum` of the images
@@ -76,7 +76,7 @@ def _append(url, part, size, until):
 
 # %% ../nbs/7_annexes/10b_download.ipynb #c7a984bf
 def fetch(url, part, size, exact=True, tries=5, seconds=None) -> Path:
-    "The file `part` with all of `url`, fetched on from what is there, asking again when the connection breaks."
+    "The file `part` with all of `url`, fetched on from what is there, again after a broken connection."
     until, error = time.monotonic() + (seconds or 600 + size/100_000), ''
     for wait in range(tries):
         if exact and part.exists() and part.stat().st_size == size: return part

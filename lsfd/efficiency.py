@@ -56,7 +56,7 @@ def multiply_adds(
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #c032
 def clock(device):
-    "The time in seconds, once the device has done all it was asked to."
+    "The time in seconds, once the device has finished its work."
     if device.type != 'cpu': torch.accelerator.synchronize(device)
     return time.perf_counter()
 
@@ -83,16 +83,16 @@ def memory(peak=False):
     if STATUS.exists():
         key = 'VmHWM' if peak else 'VmRSS'
         return 1024*int(re.search(rf'{key}:\s+(\d+)', STATUS.read_text())[1])
-    import resource   # a Mac knows the peak alone, and in bytes
+    import resource   # a Mac has the peak alone, and in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
 def forget_peak():
-    "From here on the peak is what is occupied now, where the system can forget."
+    "From here on the peak is what is occupied now, where the system can reset it."
     if STATUS.exists(): STATUS.with_name('clear_refs').write_text('5')
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #c046
 def forward_memory(model, lr):
-    "Bytes that a forward takes at its peak, as far as this process can tell."
+    "Bytes that a forward takes at its peak, as far as this process can measure it."
     forget_peak(); before = memory()
     with inference(model): model(lr)
     return memory(peak=True) - before

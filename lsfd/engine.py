@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'members', 'choose', 'convolutions', 'blocks', 'compiled_blocks', 'compile_blocks', 'any_number', 'cast_once',
-           'asking', 'tried', 'captured', 'Engine', 'seconds_per_step']
+           'with_teacher', 'tried', 'captured', 'Engine', 'seconds_per_step']
 
 # %% ../nbs/4_training/03a_engine.ipynb #e002
 import copy, math, torch, warnings
@@ -79,8 +79,8 @@ def cast_once(net, lr):
 
 # %% ../nbs/4_training/03a_engine.ipynb #e052
 @contextmanager
-def asking(objective, teacher):
-    "Inside, the objective asks `teacher`, if there is one, in place of its own."
+def with_teacher(objective, teacher):
+    "Inside, the objective uses `teacher`, if there is one, in place of its own."
     distilled = [d for d in members(objective) if None not in (d.teacher, teacher)]
     own = [d.teacher for d in distilled]
     try:
@@ -128,7 +128,7 @@ class Engine:
 
     def run(self, batch, network=None):
         "One step, kernel after kernel."
-        with asking(self.objective, self.teacher):
+        with with_teacher(self.objective, self.teacher):
             network = self.network if network is None else network
             return update(self.optimiser, forward(network, batch, self.recipe.precision), self.clip)
 
@@ -151,7 +151,7 @@ def fast(self:Engine):
     if sum(1 for _ in convolutions(self.objective)) <= FEW:
         self.compiled = torch.compile(self.objective, fullgraph=True, dynamic=False)   # kept: a recording reads its constants
         return partial(self.run, network=self.compiled)
-    with asking(self.objective, self.teacher): self.compiled = compile_blocks(self.objective)
+    with with_teacher(self.objective, self.teacher): self.compiled = compile_blocks(self.objective)
     return compiled_blocks(self.compiled)(self.run)
 
 # %% ../nbs/4_training/03a_engine.ipynb #e065

@@ -26,7 +26,7 @@ from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #c007
 @contextmanager
 def memory_hint(size, inference='whole'):
-    "Let an out-of-memory at an LR image of `size` name a remedy other than the `inference` that was asked for."
+    "Let an out-of-memory at an LR image of `size` name a remedy other than the `inference` in use."
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not short_of_memory(e): raise
@@ -40,7 +40,7 @@ def enlarge(
     model,       # maps (B,3,h,w) to (B,3,scale·h,scale·w), 0..255
     lr,          # (B,3,h,w), anywhere
     way=whole,   # how: a function of the network and the image
-    inference='whole'):   # what was asked for, for a message
+    inference='whole'):   # its name, for a message
     "The network's enlargement of `lr`, on the network's device."
     with at_rest(model), memory_hint(lr.shape[2:], inference): return way(model, send(lr, like(model).device))
 

@@ -391,7 +391,7 @@ class StaticTwin:
 
 # %% ../nbs/7_annexes/15_explore.ipynb #e065
 def common_scale(networks, scale=None):
-    "The one scale of some networks; `scale` is that of networks where it cannot be told."
+    "The one scale of some networks; `scale` is that of networks that do not state it."
     scales = {name: scale_of(net) or scale for name, net in networks.items()}
     found = {*scales.values()} | {scale} - {None}
     if not scales or None in found or len(found) > 1: raise ValueError(
@@ -442,7 +442,7 @@ class LAMExplorer(StaticTwin, LiveBoard):
     def __init__(self,
         networks,       # name → network or callable, all of one scale
         image,          # uint8 HWC, or the path of a picture
-        scale=None,     # where the networks do not tell theirs
+        scale=None,     # where the networks do not state theirs
         at=None,        # (y, x), top-left of the first window; None: in the middle
         window=16,      # its side
         **settings):    # of the first `View`: folds, context

@@ -30,10 +30,10 @@ def fp32(x):
 class StaysFp32(nn.Module):
     "A module that moves with its network, and keeps its fp32 parameters when that becomes fp16 or bf16."
     def _apply(self, fn, recurse=True):
-        def gently(t):
+        def moved(t):
             new = fn(t)
             return t.to(new.device) if new.is_floating_point() and new.itemsize < 4 else new
-        return super()._apply(gently, recurse)
+        return super()._apply(moved, recurse)
 
 # %% ../nbs/3_networks/01_layers.ipynb #c015
 RGB_MEAN = (0.4488, 0.4371, 0.4040)   # of DIV2K, in 0..1

@@ -86,13 +86,13 @@ TIMES = 'time', 'wall_s'   # in which two rows of one result may differ
 def _same(a, b): return all(a.get(k) == b.get(k) for k in {*a, *b} - {*TIMES})
 
 def _texts(row):
-    "What the line of such a row contains; the score, which tells most rows apart, first."
+    "What the line of such a row contains; the score, which differs in most rows, first."
     values = [v for k, v in sorted(row.items(), key=lambda kv: kv[0] != 'psnr') if k not in TIMES and v not in ('', None)]
     return [text.encode() for v in values if (text := json.dumps(v, ensure_ascii=False)).isascii()]
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c017
 def ledger_path() -> Path:
-    "Where results go unless told otherwise."
+    "Where results go if no path is given."
     return repo_root()/'data'/'ledger.jsonl'
 
 def _place(path):
@@ -102,7 +102,7 @@ def _place(path):
     return path
 
 def append(
-    row:dict,  # fields of `SCHEMA`; those that `complete` knows may be left out
+    row:dict,  # fields of `SCHEMA`; those that `complete` adds may be left out
     path=None, # default `ledger_path()`
 ) -> bool:     # False if the same result is there already
     "Add one result; safe among processes, and on disk when it returns."
@@ -162,7 +162,7 @@ def compare(
     return both['model scale method benchmark profile steps seed ours paper difference printed misprint'.split()]
 
 def noted(value, text, name):
-    "A field of a budget in words, or that nobody noted it."
+    "A field of a budget in words, or that it was not recorded."
     return f'{name} not noted' if pd.isna(value) or value == '' else text.format(value)
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #b002

@@ -18,8 +18,8 @@ PALETTE = sns.color_palette('colorblind').as_hex()
 def _draw(ax, image, inches):
     "Show one picture or map on `ax`, which is `inches` high, without ticks or frame"
     enlarged = inches * DPI >= image.shape[0]
-    look = dict(cmap='gray', vmin=0, vmax=255) if image.dtype == np.uint8 else dict(cmap='magma', vmin=0)    # of a 2-D array
-    ax.imshow(image, interpolation='nearest' if enlarged else 'antialiased', **look)
+    style = dict(cmap='gray', vmin=0, vmax=255) if image.dtype == np.uint8 else dict(cmap='magma', vmin=0)    # of a 2-D array
+    ax.imshow(image, interpolation='nearest' if enlarged else 'antialiased', **style)
     ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
 
 # %% ../nbs/2_pictures/02_plots.ipynb #c011

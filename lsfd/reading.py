@@ -53,7 +53,7 @@ def unreadable(path):
 # %% ../nbs/7_annexes/10_reading.ipynb #ee569a06
 @contextmanager
 def _strict():
-    "Within it, Pillow raises on a truncated file, whatever others have asked of it"
+    "Within it, Pillow raises on a truncated file, whatever others have set"
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try: yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = lenient

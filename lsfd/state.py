@@ -152,9 +152,9 @@ STATES = 'run.pt', 'run.before.pt'
 def _parts(objective, optimiser):
     return objective.learners() | dict(optimiser=optimiser)
 
-def circumstances(device):
+def circumstances(device, optimiser=None):
     "What changes the last bits of a result and nothing else."
-    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__)) | (
+    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__), engine=getattr(optimiser, 'kind', 'eager')) | (
         dict(threads=torch.get_num_threads()) if device.type == 'cpu' else {})
 
 def save_run(folder, objective, optimiser, ident, at):
@@ -164,7 +164,7 @@ def save_run(folder, objective, optimiser, ident, at):
         raise RunError(f'the weights are no longer finite at step {at.step}. What was saved before is good: lower the rate')
     spec = lambda d: getattr(d.student, 'spec', None)
     state = {k: m.state_dict() for k, m in _parts(objective, optimiser).items()}
-    state |= dict(format=FORMAT, ident=ident, at=vars(at) | dict(rows=[dict(r) for r in at.rows]), rng=get_rng(weights[0].device), under=circumstances(weights[0].device),
+    state |= dict(format=FORMAT, ident=ident, at=vars(at) | dict(rows=[dict(r) for r in at.rows]), rng=get_rng(weights[0].device), under=circumstances(weights[0].device, optimiser),
                   spec={name: spec(d) for name, d in members.items()} if members else spec(objective))
     def write(tmp):
         torch.save(state, tmp)
@@ -184,7 +184,7 @@ def read_state(path, parts):
             tensors = [v for k in parts for v in state[k].values() if isinstance(v, torch.Tensor)]
             if not all(v.isfinite().all() for v in tensors): return None, f'{path.name} has weights that are not finite'
     except Exception as e: return None, f'{path.name} is no state of this run ({type(e).__name__}: {str(e)[:60]})'
-    if number != FORMAT: raise RunError(f'{path} has format {number}, this lsfd knows {FORMAT}: use the lsfd that wrote it, or another out')
+    if number != FORMAT: raise RunError(f'{path} has format {number}, this lsfd reads {FORMAT}: use the lsfd that wrote it, or another out')
     return state, None
 
 def read_run(folder, parts=()):
@@ -238,8 +238,8 @@ def load_run(folder, objective, optimiser, ident, resume=True):
     except (RuntimeError, ValueError, KeyError, TypeError) as e:
         raise RunError(f'{folder} holds a run of other shapes ({str(e).splitlines()[0]}): choose another out') from None
     set_rng(where, state['rng'])
-    was, now = state['under'], circumstances(where)
-    if (other := [f'{k} {was.get(k)}, now {now[k]}' for k in now if was.get(k) != now[k]]) and world()[0] == 0:
+    was, now = state['under'], circumstances(where, optimiser)
+    if (other := [f'{k} {was.get(k)}, now {now[k]}' for k in now if was.get(k, now[k]) != now[k]]) and world()[0] == 0:
         print(f'{folder}: its steps so far were done with {"; ".join(other)}: it goes on as well, but not bit for bit the same', flush=True)
     return Progress(**state['at']), ident
 

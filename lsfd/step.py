@@ -62,7 +62,7 @@ def shares(objective, losses, first=True):
 def unnoticed(
     objective,
     optimiser=None):   # of what it trains; with it, weights and averages are restored as well
-    "What runs inside leaves no trace in buffers and random states."
+    "What runs inside changes no buffers and no random states afterwards."
     ps, averages = trainable(objective), lambda: [v for s in optimiser.state.values() for v in s.values()]
     tensors = [b for m in objective.learners().values() for b in m.buffers()] + (ps + averages() if optimiser else [])
     kept, states = [(t, t.detach().clone()) for t in tensors], get_rng(ps[0].device)

@@ -15,7 +15,7 @@ from .efficiency import Meter, noise
 from .system import short_of_memory, spare_memory
 
 # %% ../nbs/7_annexes/13_tiles.ipynb #t005
-SIDES = 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 64    # multiples that strides and windows ask for
+SIDES = 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 64    # multiples that strides and windows need
 
 # %% ../nbs/7_annexes/13_tiles.ipynb #0bdaf78f
 def padded(x, h, w):

@@ -53,7 +53,7 @@ def in_any_rank(flag, group):
     return held.item() > 0
 
 def stopped(came, step, folder):
-    "The exception that ends a run which was told to stop."
+    "The exception that ends a run after a signal."
     kept = f'its state is in {folder}, and the same call goes on from there' if folder else 'nothing is kept: it has no folder'
     said = f'stopped by {came[0] if came else "another process"} after step {step}; {kept}'
     return KeyboardInterrupt(said) if 'SIGINT' in came else RunError(said)
@@ -69,7 +69,7 @@ def enough_memory(pairs):
 
 # %% ../nbs/4_training/04_train.ipynb #e2804c05
 class Watch:
-    "Knows weights that have exploded, by their loss on a batch where the best so far lose `limit` times less."
+    "Detects weights that have exploded, by their loss on a batch where the best so far lose `limit` times less."
     limit = 30   # and the best count as losing 1 at least
 
     def __init__(self, objective, rows=()): self.objective = objective; self.keep(); self.accept(rows)

@@ -38,7 +38,7 @@ def fitnet_loss(
     f_t,             # the teacher's features (B,C,H,W)
     f_r,             # the student's, after the regressor
     alpha=2000.):    # the paper states none for this row
-    "The `FitNet` row: Eq. 2 behind a `PointRegressor`, with α1 for want of another."
+    "The `FitNet` row: Eq. 2 behind a `PointRegressor`, with α1, since the paper states no weight for it."
     return lfd_loss(f_t, f_r, alpha)
 
 # %% ../../nbs/1_method/03_losses.lfd.ipynb #856270dd

@@ -14,7 +14,7 @@ from ..system import zip_fault
 
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #a599e5df
 class ModelError(ValueError):
-    "A network or checkpoint that cannot be what was asked for; says what was found and what to do."
+    "A network or checkpoint that cannot be used; says what was found and what to do."
 
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #c067
 STRANGERS = {
@@ -67,8 +67,8 @@ def read_pickle(path):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=packed)
         except Exception as e:
             why = f'damaged, or torch.save did not write it ({type(e).__name__}): download or save it again'
-            if asked := re.search(r'GLOBAL (\S+)', str(e)):
-                why = (f'refused: reading it would run {asked[1]}, and weights need no code. '
+            if refused := re.search(r'GLOBAL (\S+)', str(e)):
+                why = (f'refused: reading it would run {refused[1]}, and weights need no code. '
                        'If you trust its source, open it where it was made and save model.state_dict()')
     raise ModelError(f'{path} is {why}')
 
@@ -134,9 +134,9 @@ def tensor_dicts(held, where='', depth=4):
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #d279c68a
 def search(
     where, state,   # a dict of tensors, and its name
-    known,          # state dict → anything, None or False where that is no network that one knows
+    known,          # state dict → anything, None or False where that is no known network
     depth=4):
-    "[(name, state, what `known` said)] of the networks in it, the prefixes of their keys removed."
+    "[(name, state, what `known` returned)] of the networks in it, the prefixes of their keys removed."
     if hit := known(state): return [(where, state, hit)]
     parts = {}
     for k, v in state.items():
@@ -150,7 +150,7 @@ AVERAGE = re.compile(r'ema|swa|averaged?', re.I)
 def choose(
     found,      # [(name, …)]
     of=None):   # the name of one
-    "The one found, the one that is asked for, or the moving average among several, with a warning."
+    "The one found, the one named, or the moving average among several, with a warning."
     names = [f[0] for f in found]
     if of is not None:
         if of not in names: raise ModelError(f'holds no network {of!r}: there is {", ".join(map(repr, names))}')

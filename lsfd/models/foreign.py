@@ -38,14 +38,14 @@ def loader():
 
 # %% ../../nbs/7_annexes/04b_models.foreign.ipynb #2de2d3ef
 def known(state):
-    "spandrel's description of the network that a state dict is of, with its weights; None if it knows none."
-    if any(not v.numel() for v in state.values()): return None   # an honest weight is not empty
+    "spandrel's description of the network that a state dict is of, with its weights; None if it recognises none."
+    if any(not v.numel() for v in state.values()): return None   # no weight is empty
     try: return loader().load_from_state_dict(dict(state))
     except Exception: return None
 
 # %% ../../nbs/7_annexes/04b_models.foreign.ipynb #87e3f9f1
 class Foreign(Levels):
-    "A network that spandrel knows, for images (B,3,H,W) in 0..255 of any size."
+    "A network from spandrel, for images (B,3,H,W) in 0..255 of any size."
     def __init__(self, found):
         super().__init__(found.model.requires_grad_(True))
         self.scale, self.size = found.scale, found.size_requirements
@@ -61,7 +61,7 @@ class Foreign(Levels):
 def load_foreign(
     states,     # {name: state dict}, from `read_checkpoint`
     of=None):   # which, where there are several networks
-    "The network as a `Foreign`, in evaluation mode; None where spandrel is not installed or knows none of them."
+    "The network as a `Foreign`, in evaluation mode; None where spandrel is not installed or recognises none of them."
     if not loader(): return None
     hits = [hit for name, state in states.items() for hit in search(name, state, known)]
     if not hits: return None

@@ -17,7 +17,7 @@ from .files import ModelError
 # %% ../../nbs/7_annexes/04_models.layouts.ipynb #c004
 @dataclass(frozen=True)
 class Network:
-    "Everything that the zoo must know about an architecture; it stands in the notebook of the class."
+    "Everything that the zoo needs for an architecture; it stands in the notebook of the class."
     arch: str                # its name in specs: 'edsr'
     make: type               # its class; the arguments are the spec
     paper: dict              # {role: arguments}, the sizes of the paper: role 'teacher' or 'student'

@@ -68,7 +68,7 @@ def tokens(x):
 
 # %% ../../nbs/3_networks/04_models.san.ipynb #c057
 def attend(query, key, value):
-    "softmax(query keyᵀ) value, all (B,1,·,C): fused, unless a gradient will be asked for."
+    "softmax(query keyᵀ) value, all (B,1,·,C): fused, unless a gradient will be needed."
     if query.requires_grad: return (query @ key.mT).softmax(3) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=1.)
 
