@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
-           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'Fig1', 'Benchmarks', 'OwnNetwork',
-           'own_network', 'network', 'open_network', 'open_networks', 'teacher_path', 'find_teacher', 'sources',
-           'find_benchmarks', 'patches', 'member', 'build', 'ledger_row', 'ARCHS', 'Field', 'ParameterError',
-           'Parameters']
+           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
+           'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
+           'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
+           'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c002
 import inspect, re, torch
@@ -85,6 +85,7 @@ class OwnTraining(Parameters):
     scale: int = Field(2, ge=2, le=4, description='2, 3 or 4')
     student: Source = Field('', description="your own network instead of the model's: 'my_net.py:Net'")
     teacher: File = Field('', description='a checkpoint; empty: the one that comes with lsfd')
+    init: Init = Field('random', description="first weights: 'random', 'teacher' (a slice of it), or a checkpoint")
     taps: Names = Field('', description='names of modules of your student to compare features at, joined by commas')
     teacher_taps: Names = Field('', description="the teacher's; empty: its tap_points, else the same names")
     profile: choice(PROFILES) = Field('demo', description="'smoke' (seconds), 'demo' (minutes, CPU), 'short' (a GPU), 'paper' (Sec. 4.1)")
@@ -131,9 +132,8 @@ def ledger_file(self:Training): return self.ledger or self.folder/'ledger.jsonl'
 # %% ../nbs/7_annexes/02a_runs.ipynb #r024
 class Train(Training):
     "The parameters of `nbs/train.ipynb`."
-    method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', or your own: 'my_loss.py:term'")
+    method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', 'Logits+SFD', 'ECO', or your own: 'my_loss.py:term'")
     role: choice(['student', 'teacher']) = Field('student', description="'student'; 'teacher': train the teacher's network, on the originals alone")
-    init: Init = Field('random', description="first weights: 'random', 'teacher' (a slice of it), or a checkpoint")
     seed: int = Field(0, ge=0, lt=2**32, description="of the student's first weights and of the patches")
     processes: int = Field(1, ge=1, le=256, description='more than 1: torchrun, one process for each GPU or part of the cores')
 
@@ -228,6 +228,25 @@ class Table1(Parameters):
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/table1 ('smoke')")
 
+# %% ../nbs/7_annexes/02a_runs.ipynb #r034
+def folder_there(run):
+    "Complain about a folder of students that is none."
+    if run.students and not run.students.is_dir(): raise ValueError(f'students={run.students}: no such folder; give the `out` of compare, or the folder above several')
+    return run
+
+class Figs2_3(Parameters):
+    "The parameters of `nbs/paper/figs2_3.ipynb`."
+    students: Place = Field('', description='folder with rcan_x2…/LSFD.safetensors and so on, as compare leaves them; empty: those that come with lsfd')
+    out: Place = Field('', description='folder of the figures and tables; empty: figures/')
+    check = model_validator(mode='after')(folder_there)
+
+class Figs4_6(Figs2_3):
+    "The parameters of `nbs/paper/figs4_6.ipynb`."
+    model: choice(ARCHS) = Field('rcan', description="'rcan', 'edsr' or 'san'")
+    benchmark: Sources = Field('Urban100', min_length=1, max_length=1, description='images that are searched; if they are not on this machine: embedded ones')
+    images: int = Field(0, ge=0, description='how many of them; 0: all')
+    side: int = Field(64, ge=8, lt=10**4, description='of a crop, HR pixels')
+
 class Fig1(Parameters):
     "The parameters of `nbs/paper/fig1.ipynb`."
     profile: Measure = Field('measure', description="'measure' (two minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
@@ -238,6 +257,7 @@ class Fig1(Parameters):
     around: int = Field(96, ge=32, lt=10**5, description='side of the part of an image that the networks see')
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
+    check = model_validator(mode='after')(folder_there)
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r032
 class Benchmarks(Parameters):
@@ -261,7 +281,8 @@ class OwnNetwork(Parameters):
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
 
 NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explore=Explore, benchmarks=Benchmarks, own_network=OwnNetwork) | {
-    'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1, 'paper/fig1': Fig1}
+    'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1,
+    'paper/fig1': Fig1, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c019
 def own_network(source, scale):
@@ -310,7 +331,7 @@ def teacher_path(run):
 
 def find_teacher(run):
     "The run's teacher, checked against its scale; None where none is needed."
-    if getattr(run, 'init', '') != 'teacher' and all(row.get('alone') for row in run.rows.values()):
+    if run.init != 'teacher' and all(row.get('alone') for row in run.rows.values()):
         if run.teacher: raise ParameterError(f'teacher={run.teacher} would not be used: this run learns from no teacher')
         return None
     path = teacher_path(run)
@@ -350,9 +371,8 @@ def patches(run, recipe):
 def member(run, teacher, row, seed):
     "The objective of one row, with a fresh network."
     learner = network(run, getattr(run, 'role', 'student'), seed)
-    init = getattr(run, 'init', 'random')
-    if init == 'teacher': slice_teacher(learner, teacher)
-    elif init != 'random' and (new := init_from(learner, init)): print(f'{Path(init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
+    if run.init == 'teacher': slice_teacher(learner, teacher)
+    elif run.init != 'random' and (new := init_from(learner, run.init)): print(f'{Path(run.init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None, pairs=None):
@@ -368,7 +388,7 @@ OWN_COLUMNS = 'steps batch rate precision seed engine log_every save_every'.spli
 def ledger_row(run, objective, pairs, recipe):
     "The fields of a ledger row that a run decides."
     usual, role = dict(PROFILES[run.profile]), getattr(run, 'role', 'student')
-    special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if getattr(run, 'init', 'random') != 'random' else {})
+    special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if run.init != 'random' else {})
     return dict(
         model=as_name(run.student) if run.student and role == 'student' else run.model, role=role, scale=run.scale, profile=run.profile,
         teacher=fingerprint(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,

@@ -128,7 +128,8 @@ def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, rotate=pairs.rotate, seed=pairs.seed)
     recipe = {k: v for k, v in (dict(recipe) | drawn).items() if k not in ('engine', 'log_every', 'save_every')}
-    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint)))
+    scheduled = any(d.progress is not None for d in getattr(objective, 'objectives', [objective]))
+    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint) | (dict(schedule=f'over {recipe["steps"]} steps') if scheduled else {})))
 
 def first_weights(objective):
     "A fingerprint of all weights that learn, to be taken before they do."

@@ -248,7 +248,7 @@ def test_evaluate_says_how_it_was_done(inference, label, tmp_path):
     space = notebook('evaluate.ipynb', checkpoint=TEACHER, benchmark=str(tmp_path/'set'), inference=inference, out=str(tmp_path/'out'))
     assert re.search(label, space['scores'][0].protocol.label()) and re.search(label, (tmp_path/'out'/'scores.csv').read_text())
 
-@pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FAKD+FFT'), dict(method='DUKD'), dict(method='Student', init='teacher')], ids=str)
+@pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FAKD+FFT'), dict(method='DUKD'), dict(method='ECO'), dict(method='Logits+SFD'), dict(method='Student', init='teacher')], ids=str)
 def test_other_runs_end_well(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)
