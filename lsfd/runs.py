@@ -193,6 +193,7 @@ class Lam(Parameters):
     out: Place = Field('', description='folder for lam.png and lam.json; empty: runs/lam')
     check = model_validator(mode='after')(both_or_none)
 
+# %% ../nbs/7_annexes/02a_runs.ipynb #r02901
 class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
