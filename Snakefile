@@ -18,7 +18,7 @@ METHODS = G["methods"].split(",")
 STUDENTS = [(m, s, seed) for m in G["models"] for s in G["scales"] for seed in G["seeds"]]
 
 # what a result does not depend on, though its notebook can reach it
-LOSSES = ("lsfd.losses.lfd", "lsfd.losses.lsfd", "lsfd.losses.fakd", "lsfd.losses.fft", "lsfd.losses.at", "lsfd.losses.dukd", "lsfd.regressors", "lsfd.ablations")
+LOSSES = ("lsfd.losses.lfd", "lsfd.losses.lsfd", "lsfd.losses.fakd", "lsfd.losses.fft", "lsfd.losses.at", "lsfd.losses.dukd", "lsfd.losses.selective", "lsfd.losses.eco", "lsfd.regressors", "lsfd.ablations")
 SHOWN = ("lsfd.lam", "lsfd.lamplots", "lsfd.explore", "lsfd.plots", "lsfd.paired", "lsfd.report", "lsfd.bench", "lsfd.efficiency")
 TRAINED = ("lsfd.train", "lsfd.distill", "lsfd.data", "lsfd.models")   # what the weights depend on: another of these, and a run starts anew
 

@@ -36,6 +36,7 @@ class StepOutputs:
     scale: int = None
     student: nn.Module = None       # for terms that have images of their own
     teacher: nn.Module = None
+    progress: torch.Tensor = None   # how far the run is, 0..1, for terms with a schedule
 
 # %% ../nbs/1_method/09_distill.ipynb #c025
 def dry_run(model, at, size=16):
@@ -79,6 +80,7 @@ def check_weights(student, teacher=None):
     for who, net in dict(student=student, teacher=teacher or nn.Identity()).items():
         if odd := {str(p.dtype) for p in net.parameters()} - {'torch.float32'}:
             raise ValueError(f'the {who} has weights in {odd.pop()}: call .float() on it')
+        if any(p.is_inference() for p in net.parameters()): raise ValueError(f'the {who} was made under inference_mode: make it outside')
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError('no weight of the student learns: call .requires_grad_(True) on it')
     if teacher is not None and {*map(id, student.parameters())} & {*map(id, teacher.parameters())}:
@@ -106,6 +108,7 @@ class Distill(nn.Module):
         terms,             # {name: function of `StepOutputs`}, as in `METHODS`
         regressor=None,    # class called with (student channels, teacher channels), once per tap
         alone=False,       # leave the teacher out
+        scheduled=False,   # terms change as the run goes on: `fit` sets `progress`
         at=None,           # dotted names of the student's taps, for a network that declares none
         at_teacher=None):  # the teacher's; None: its own tap points, or if it declares none, as `at`
         super().__init__()
@@ -113,12 +116,12 @@ class Distill(nn.Module):
         if alone: teacher = None
         elif teacher is None: raise ValueError(f'{", ".join(terms)} compare with a teacher: give one')
         if at is None and regressor is None: at = at_teacher = ()   # no term needs features
-        if at_teacher is None and not hasattr(teacher, 'tap_points'): at_teacher = at
-        self.at, self.at_teacher = at, at_teacher
+        self.at, self.at_teacher = at, at if at_teacher is None and not hasattr(teacher, 'tap_points') else at_teacher
         check_weights(student, teacher)
         self.scale, pairs = check_pair(student, teacher, self.at, self.at_teacher)
         self.student, self.teacher, self.terms = student, teacher, dict(terms)
         self.regressors = nn.ModuleList(regressor(*p) for p in pairs if regressor)
+        self.register_buffer('progress', torch.zeros(()) if scheduled else None, persistent=False)   # a function of the step
         if teacher is not None: check_range(teacher.requires_grad_(False))
         try: self.train()
         except NotImplementedError: raise ValueError('an exported program has no modes and no gradient of its weights: give the network that it was made of') from None
@@ -134,16 +137,14 @@ class Distill(nn.Module):
         return None if self.teacher is None else outputs(self.teacher, lr, self.at_teacher)
 
     def forward(self, lr, hr, teacher_output=None):   # the last if it was computed before
-        o = StepOutputs(lr, hr, scale=self.scale, student=self.student, teacher=self.teacher)
+        o = StepOutputs(lr, hr, scale=self.scale, student=self.student, teacher=self.teacher, progress=self.progress)
         if self.teacher is not None: o.sr_t, o.f_t = teacher_output or self.teacher_output(lr)
         o.sr_s, o.f_s = outputs(self.student, lr, self.at)
         o.f_r = [r(f) for r, f in zip(self.regressors, o.f_s)]
         losses = {name: check_loss(name, term(o)) for name, term in self.terms.items()}
         return {**losses, 'total': sum(losses.values())}
 
-    def learners(self):
-        "The modules that learn: the student, and regressors that are discarded after training."
-        return dict(student=self.student, regressors=self.regressors)
+    def learners(self): "The modules that learn: the student, and regressors that are discarded after training."; return dict(student=self.student, regressors=self.regressors)
 
 # %% ../nbs/1_method/09_distill.ipynb #c043
 def trainable(objective, only=''):

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
-           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'Fig1', 'Benchmarks', 'OwnNetwork',
-           'own_network', 'network', 'open_network', 'teacher_path', 'find_teacher', 'sources', 'find_benchmarks',
-           'patches', 'member', 'build', 'ledger_row', 'ARCHS', 'Field', 'ParameterError', 'Parameters']
+           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
+           'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
+           'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
+           'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c002
 import inspect, re, torch
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, create_model as create_class, model_validator
 from .ablations import STUDIES
-from .adapt import scale_of
+from .adapt import scale_of, stated_scale
 from .data import PHOTOS, Benchmark, PatchPairs, find_pairs
 from .distill import Distill, Group, METHODS
 from .losses import sr_term
-from .models import ARCHS, DEMO, create_model, load_model
+from .models import ARCHS, DEMO, ModelError, create_model, load_model
 from .evaluate import flat_images
 from .models.files import read_checkpoint
 from .models.slice import init_from, slice_teacher
@@ -84,6 +85,7 @@ class OwnTraining(Parameters):
     scale: int = Field(2, ge=2, le=4, description='2, 3 or 4')
     student: Source = Field('', description="your own network instead of the model's: 'my_net.py:Net'")
     teacher: File = Field('', description='a checkpoint; empty: the one that comes with lsfd')
+    init: Init = Field('random', description="first weights: 'random', 'teacher' (a slice of it), or a checkpoint")
     taps: Names = Field('', description='names of modules of your student to compare features at, joined by commas')
     teacher_taps: Names = Field('', description="the teacher's; empty: its tap_points, else the same names")
     profile: choice(PROFILES) = Field('demo', description="'smoke' (seconds), 'demo' (minutes, CPU), 'short' (a GPU), 'paper' (Sec. 4.1)")
@@ -130,9 +132,8 @@ def ledger_file(self:Training): return self.ledger or self.folder/'ledger.jsonl'
 # %% ../nbs/7_annexes/02a_runs.ipynb #r024
 class Train(Training):
     "The parameters of `nbs/train.ipynb`."
-    method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', or your own: 'my_loss.py:term'")
+    method: Method = Field('LSFD', description="a row of Tables 2-4 ('FAKD', 'LFD', 'FAKD+FFT', …), 'Student', 'Logits', 'AT', 'DUKD', 'Logits+SFD', 'ECO', or your own: 'my_loss.py:term'")
     role: choice(['student', 'teacher']) = Field('student', description="'student'; 'teacher': train the teacher's network, on the originals alone")
-    init: Init = Field('random', description="first weights: 'random', 'teacher' (a slice of it), or a checkpoint")
     seed: int = Field(0, ge=0, lt=2**32, description="of the student's first weights and of the patches")
     processes: int = Field(1, ge=1, le=256, description='more than 1: torchrun, one process for each GPU or part of the cores')
 
@@ -164,7 +165,7 @@ class Compare(Training):
 class Evaluate(Parameters):
     "The parameters of `nbs/evaluate.ipynb`."
     checkpoint: File = Field('checkpoints/rcan_teacher_demo_x2.safetensors', description='from here, or what comes with lsfd')
-    network: Source = Field('', description="of a checkpoint of your own network: 'my_net.py:Net'")
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     benchmark: Sources = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
     border: choice(['symmetric', 'replicate']) = Field('symmetric', description="of the bicubic that makes missing LR images; 'replicate' as in old MATLAB")
     inference: choice(['whole', '4-crop', 'tiles', 'auto']) = Field('whole', description="'4-crop' as in the paper's SAN rows, 'tiles', or 'auto': tiles where memory is short")
@@ -179,6 +180,7 @@ def both_or_none(run):
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
     checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     image: File = Field('', description='a picture; empty: the drawn facade')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
     x: int = Field(-1, ge=-1, description='its left')
@@ -191,11 +193,13 @@ class Lam(Parameters):
     out: Place = Field('', description='folder for lam.png and lam.json; empty: runs/lam')
     check = model_validator(mode='after')(both_or_none)
 
+# %% ../nbs/7_annexes/02a_runs.ipynb #r02901
 class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
     image: Photo = Field('facade', description="'facade', an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
     checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
     x: int = Field(-1, ge=-1, description='and column; -1: in the middle')
@@ -225,6 +229,25 @@ class Table1(Parameters):
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/table1 ('smoke')")
 
+# %% ../nbs/7_annexes/02a_runs.ipynb #r034
+def folder_there(run):
+    "Complain about a folder of students that is none."
+    if run.students and not run.students.is_dir(): raise ValueError(f'students={run.students}: no such folder; give the `out` of compare, or the folder above several')
+    return run
+
+class Figs2_3(Parameters):
+    "The parameters of `nbs/paper/figs2_3.ipynb`."
+    students: Place = Field('', description='folder with rcan_x2…/LSFD.safetensors and so on, as compare leaves them; empty: those that come with lsfd')
+    out: Place = Field('', description='folder of the figures and tables; empty: figures/')
+    check = model_validator(mode='after')(folder_there)
+
+class Figs4_6(Figs2_3):
+    "The parameters of `nbs/paper/figs4_6.ipynb`."
+    model: choice(ARCHS) = Field('rcan', description="'rcan', 'edsr' or 'san'")
+    benchmark: Sources = Field('Urban100', min_length=1, max_length=1, description='images that are searched; if they are not on this machine: embedded ones')
+    images: int = Field(0, ge=0, description='how many of them; 0: all')
+    side: int = Field(64, ge=8, lt=10**4, description='of a crop, HR pixels')
+
 class Fig1(Parameters):
     "The parameters of `nbs/paper/fig1.ipynb`."
     profile: Measure = Field('measure', description="'measure' (two minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
@@ -235,6 +258,7 @@ class Fig1(Parameters):
     around: int = Field(96, ge=32, lt=10**5, description='side of the part of an image that the networks see')
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
+    check = model_validator(mode='after')(folder_there)
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r032
 class Benchmarks(Parameters):
@@ -258,7 +282,8 @@ class OwnNetwork(Parameters):
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
 
 NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explore=Explore, benchmarks=Benchmarks, own_network=OwnNetwork) | {
-    'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1, 'paper/fig1': Fig1}
+    'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1,
+    'paper/fig1': Fig1, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c019
 def own_network(source, scale):
@@ -268,6 +293,7 @@ def own_network(source, scale):
     net = make(scale=scale) if 'scale' in takes else make()
     if not isinstance(net, torch.nn.Module): raise ParameterError(f'{source} makes a {type(net).__name__}, not a torch.nn.Module')
     if not hasattr(net, 'spec'): net.spec = dict(arch=source.rpartition('/')[2], scale=scale)
+    if stated_scale(net) is None: net.scale = scale_of(net) or scale
     return net
 
 def network(run, role, seed):
@@ -285,6 +311,15 @@ def open_network(path, source=''):
     if new := init_from(net, path): raise ParameterError(f'{path.name} has no weights for {", ".join(new[:4])}: is it of another network than {source}?')
     return net.eval()
 
+def open_networks(run):
+    "`{name: network}` of a run's checkpoints, of one's own class where lsfd knows none."
+    def opened(path):
+        try: return load_model(path)
+        except ModelError:
+            if not run.network: raise
+            return open_network(path, run.network)
+    return {name: opened(path).to(device_of(run.device)) for name, path in run.checkpoints}
+
 # %% ../nbs/7_annexes/02a_runs.ipynb #c022
 def teacher_path(run):
     "Where the run's teacher is: `run.teacher`, or one that comes with lsfd for the small profiles."
@@ -297,7 +332,7 @@ def teacher_path(run):
 
 def find_teacher(run):
     "The run's teacher, checked against its scale; None where none is needed."
-    if getattr(run, 'init', '') != 'teacher' and all(row.get('alone') for row in run.rows.values()):
+    if run.init != 'teacher' and all(row.get('alone') for row in run.rows.values()):
         if run.teacher: raise ParameterError(f'teacher={run.teacher} would not be used: this run learns from no teacher')
         return None
     path = teacher_path(run)
@@ -337,9 +372,8 @@ def patches(run, recipe):
 def member(run, teacher, row, seed):
     "The objective of one row, with a fresh network."
     learner = network(run, getattr(run, 'role', 'student'), seed)
-    init = getattr(run, 'init', 'random')
-    if init == 'teacher': slice_teacher(learner, teacher)
-    elif init != 'random' and (new := init_from(learner, init)): print(f'{Path(init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
+    if run.init == 'teacher': slice_teacher(learner, teacher)
+    elif run.init != 'random' and (new := init_from(learner, run.init)): print(f'{Path(run.init).name} has no weights that fit {", ".join(new[:4])}{" and others"*(len(new) > 4)}: these begin at random')
     return Distill(learner, teacher, **dict(at=run.taps or None, at_teacher=run.teacher_taps or None) | row)
 
 def build(run, seed=None, pairs=None):
@@ -355,7 +389,7 @@ OWN_COLUMNS = 'steps batch rate precision seed engine log_every save_every'.spli
 def ledger_row(run, objective, pairs, recipe):
     "The fields of a ledger row that a run decides."
     usual, role = dict(PROFILES[run.profile]), getattr(run, 'role', 'student')
-    special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if getattr(run, 'init', 'random') != 'random' else {})
+    special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if run.init != 'random' else {})
     return dict(
         model=as_name(run.student) if run.student and role == 'student' else run.model, role=role, scale=run.scale, profile=run.profile,
         teacher=fingerprint(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .distill import Group, trainable
 from .recipe import Recipe
-from .system import holder_of, me, read_rows, take, write_atomically, zip_fault
+from .system import holder_of, me, read_rows, take_all, write_atomically, zip_fault
 
 # %% ../nbs/4_training/02_state.ipynb #c014
 class Log(dict):
@@ -128,7 +128,8 @@ def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, rotate=pairs.rotate, seed=pairs.seed)
     recipe = {k: v for k, v in (dict(recipe) | drawn).items() if k not in ('engine', 'log_every', 'save_every')}
-    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint)))
+    scheduled = any(d.progress is not None for d in getattr(objective, 'objectives', [objective]))
+    return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint) | (dict(schedule=f'over {recipe["steps"]} steps') if scheduled else {})))
 
 def first_weights(objective):
     "A fingerprint of all weights that learn, to be taken before they do."
@@ -151,9 +152,9 @@ STATES = 'run.pt', 'run.before.pt'
 def _parts(objective, optimiser):
     return objective.learners() | dict(optimiser=optimiser)
 
-def circumstances(device):
+def circumstances(device, optimiser=None):
     "What changes the last bits of a result and nothing else."
-    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__)) | (
+    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__), engine=getattr(optimiser, 'kind', 'eager')) | (
         dict(threads=torch.get_num_threads()) if device.type == 'cpu' else {})
 
 def save_run(folder, objective, optimiser, ident, at):
@@ -163,7 +164,7 @@ def save_run(folder, objective, optimiser, ident, at):
         raise RunError(f'the weights are no longer finite at step {at.step}. What was saved before is good: lower the rate')
     spec = lambda d: getattr(d.student, 'spec', None)
     state = {k: m.state_dict() for k, m in _parts(objective, optimiser).items()}
-    state |= dict(format=FORMAT, ident=ident, at=vars(at) | dict(rows=[dict(r) for r in at.rows]), rng=get_rng(weights[0].device), under=circumstances(weights[0].device),
+    state |= dict(format=FORMAT, ident=ident, at=vars(at) | dict(rows=[dict(r) for r in at.rows]), rng=get_rng(weights[0].device), under=circumstances(weights[0].device, optimiser),
                   spec={name: spec(d) for name, d in members.items()} if members else spec(objective))
     def write(tmp):
         torch.save(state, tmp)
@@ -237,25 +238,22 @@ def load_run(folder, objective, optimiser, ident, resume=True):
     except (RuntimeError, ValueError, KeyError, TypeError) as e:
         raise RunError(f'{folder} holds a run of other shapes ({str(e).splitlines()[0]}): choose another out') from None
     set_rng(where, state['rng'])
-    was, now = state['under'], circumstances(where)
-    if (other := [f'{k} {was.get(k)}, now {now[k]}' for k in now if was.get(k) != now[k]]) and world()[0] == 0:
+    was, now = state['under'], circumstances(where, optimiser)
+    if (other := [f'{k} {was.get(k)}, now {now[k]}' for k in now if was.get(k, now[k]) != now[k]]) and world()[0] == 0:
         print(f'{folder}: its steps so far were done with {"; ".join(other)}: it goes on as well, but not bit for bit the same', flush=True)
     return Progress(**state['at']), ident
 
 # %% ../nbs/4_training/02_state.ipynb #c049
 def lock_folder(out):
     "Make the folder `out` if need be and lock it for this process; returns the locks, or says why not."
-    locks, file = [], out/'.lock'
+    file = out/'.lock'
     try:
         out.mkdir(parents=True, exist_ok=True); file.touch()
-        for path in (file, out): locks.append(take(path))
-        if None not in locks: file.write_text(me()); return locks
+        if locks := take_all((file, out)): file.write_text(me()); return locks
         holder = holder_of(file)
     except (OSError, ValueError) as e: why = f'cannot write to {out}: {getattr(e, "strerror", None) or e}. Choose another out'
     else: why = (f'an unfinished `fit` of this very process is training in {out}: let it end, or call its close()'
                  if holder == me() else f'{holder} is training in {out}: choose another out')
-    for fd in locks:
-        if fd is not None: os.close(fd)
     raise RunError(why)
 
 def check_room(folder, objective):

@@ -116,6 +116,8 @@ def fit(
         while at.step < recipe.steps:
             with held_back() as came, enough_memory(pairs):
                 batch = share(pairs, at.step, rank, ranks)
+                for d in members(objective):
+                    if d.progress is not None: d.progress.fill_(at.step/recipe.steps)
                 if at.step & (at.step - 1) == 0:   # 0, 1, 2, 4, 8, …
                     with unnoticed(objective):
                         at.shares = shares(objective, forward(objective, batch, recipe.precision), first=at.step == 0)

@@ -13,8 +13,10 @@ from .fakd import *
 from .fft import *
 from .at import *
 from .dukd import *
+from .selective import *
+from .eco import *
 
-METHODS = {   # the row labels of Tables 2 to 4, and three more → arguments of `Distill`
+METHODS = {   # the row labels of Tables 2 to 4, and some more → arguments of `Distill`
     'Student': STUDENT, 'FAKD': FAKD, 'FitNet': FITNET, 'LFD': LFD, 'LSFD': LSFD,
     'FAKD+FFT': with_fft(FAKD), 'LSFD+FFT': with_fft(LSFD),
-    'Logits': LOGITS, 'AT': AT, 'DUKD': DUKD}
+    'Logits': LOGITS, 'AT': AT, 'DUKD': DUKD, 'Logits+SFD': SELECTIVE, 'ECO': ECO}
