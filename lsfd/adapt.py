@@ -145,10 +145,13 @@ class Levels(nn.Module):
 # %% ../nbs/3_networks/06_adapt.ipynb #8e6fa70d
 def takes_grey(model):
     "Whether a network takes images of one channel, and none of three."
-    try:
-        with inference(model): model(colours(64)[:, :1].to(like(model)))
-    except Exception: return False
-    return examine(model)[0] is None
+    x = colours(64).to(like(model))
+    with inference(model):
+        try: model(x[:, :1])
+        except Exception: return False
+        try: model(x)
+        except Exception: return True
+    return False
 
 def check_range(model):
     "An error unless a network takes RGB images in 0..255, or shows no range; only modules are checked."
