@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'NetworkError', 'inference', 'tensors_in', 'one_image', 'like', 'enlarged', 'stated_scale', 'colours',
-           'misfit', 'examine', 'mean_colour', 'shift_range', 'range_of', 'scale_of', 'Levels', 'check_range']
+           'misfit', 'examine', 'mean_colour', 'shift_range', 'range_of', 'scale_of', 'Levels', 'takes_grey',
+           'check_range']
 
 # %% ../nbs/3_networks/06_adapt.ipynb #0f241172
 import torch, weakref
@@ -142,9 +143,18 @@ class Levels(nn.Module):
     def forward(self, x): return 255*enlarged(self.net, x/255)
 
 # %% ../nbs/3_networks/06_adapt.ipynb #8e6fa70d
+def takes_grey(model):
+    "Whether a network takes images of one channel, and none of three."
+    try:
+        with inference(model): model(colours(64)[:, :1].to(like(model)))
+    except Exception: return False
+    return examine(model)[0] is None
+
 def check_range(model):
-    "An error unless a network takes images in 0..255, or shows no range; only modules are checked."
+    "An error unless a network takes RGB images in 0..255, or shows no range; only modules are checked."
     if isinstance(model, torch.export.ExportedProgram): raise NetworkError('an exported program cannot be called: give program.module()')
-    if isinstance(model, nn.Module) and range_of(model) == 1:
-        raise NetworkError(f'{type(model).__name__} works on images in 0..1, here they are in 0..255: give lsfd.adapt.Levels(network), '
-                           'or set network.value_range = 255 if that is wrong')
+    known = range_of(model) if isinstance(model, nn.Module) else 255
+    if known is None and takes_grey(model):
+        raise NetworkError(f'{type(model).__name__} takes images of one channel, grey or Y: wrap it in a module for RGB')
+    if known == 1: raise NetworkError(f'{type(model).__name__} works on images in 0..1, here they are in 0..255: give lsfd.adapt.Levels(network), '
+                                      'or set network.value_range = 255 if that is wrong')

@@ -80,6 +80,7 @@ def check_weights(student, teacher=None):
     for who, net in dict(student=student, teacher=teacher or nn.Identity()).items():
         if odd := {str(p.dtype) for p in net.parameters()} - {'torch.float32'}:
             raise ValueError(f'the {who} has weights in {odd.pop()}: call .float() on it')
+        if any(p.is_inference() for p in net.parameters()): raise ValueError(f'the {who} was made under inference_mode: make it outside')
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError('no weight of the student learns: call .requires_grad_(True) on it')
     if teacher is not None and {*map(id, student.parameters())} & {*map(id, teacher.parameters())}:

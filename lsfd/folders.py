@@ -159,8 +159,8 @@ def folder_pairs(source, scale:int) -> list:
     if hrs and len(hrs) < len(files) and all(re.search('_LR[^_]*(_x[2348])?$', f.stem) for f in files if f not in hrs):
         files, known = hrs, folder
     marks = {m[1] for f in files if (m := re.search('(x[2348]|_LR)$', f.stem)) and not re.search('HR', f.stem)}
-    if len(files) > 1 and len(marks) == 1 and all(f.stem.endswith(tuple(marks)) for f in files):
-        raise DataError(f'{folder} looks like LR images, every name ends in {marks.pop()!r}: give the folder of HR images')
+    if lr is None and len(files) > 1 and len(marks) == 1 and all(f.stem.endswith(tuple(marks)) for f in files):
+        raise DataError(f'{folder} looks like LR images, every name ends in {marks.pop()!r}: give the folder of HR images, or {f"{folder}:"!r} if these are HR')
     if lr: lrs = find_images(_at_scale(lr, scale) or lr)
     elif lr is None: lrs = [f for f in find_images(known) if f not in files] if known else lr_files(folder, files, scale)
     if lr != '' and lrs: return pair(files, lrs, scale)[:first]

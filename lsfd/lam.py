@@ -13,7 +13,7 @@ from functools import cached_property
 from torch.nn import functional as F
 from .adapt import check_range, one_image
 from .images import to_image
-from .lamchecks import LAMError, TURN, check_attribution, check_lr, check_settings, check_sr, untouched
+from .lamchecks import LAMError, TURN, check_attribution, check_lr, check_settings, check_sr, enough_memory, untouched
 
 # %% ../nbs/6_attribution/01_lam.ipynb #c006
 def gradient_map(
@@ -144,14 +144,16 @@ def lam(
     check_lr(lr, kernel)
     check_range(model)
     with TURN, untouched(model, lr.device) as device:
+        batch = points(device, lr) if batch is None else batch
         lr = lr.detach().clone()
         def path(t): return blurred(lr, sigma*(1 - t), kernel)
         def enlarge(images): return one_image(model(images.float().to(device)), type(model).__name__)
         def objective(images): return detail(enlarge(images), y, x, window)
-        with torch.no_grad(): ends = enlarge(path(torch.tensor([0., 1.])))
-        check_sr(ends, lr.expand(2, -1, -1, -1), y, x, window)
-        before, after = detail(ends, y, x, window).tolist()
-        total = integrate(objective, path, folds, points(device, lr) if batch is None else batch)
+        with enough_memory(lr, batch):
+            with torch.no_grad(): ends = enlarge(path(torch.tensor([0., 1.])))
+            check_sr(ends, lr.expand(2, -1, -1, -1), y, x, window)
+            before, after = detail(ends, y, x, window).tolist()
+            total = integrate(objective, path, folds, batch)
     check_attribution(total, y, x)
     return LAM((total/255).float().numpy(), to_image(lr), to_image(ends[1:]), y, x, window, (after - before)/255)
 

@@ -45,7 +45,7 @@ def unreadable(path):
     "Why Pillow did not recognise the file `path`, and the remedy"
     head = Path(path).open('rb').read(12)
     if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'hevc', b'mif1', b'msf1'):
-        return 'is HEIC, which Pillow reads with a plugin. Install it: pip install pillow-heif'
+        return 'is HEIC, which Pillow reads with a plugin. Install it: pip install "lsfd[heic]"'
     kind = next((name for magic, name in KINDS.items() if head.startswith(magic)), None)
     if kind: return f'Pillow cannot read this kind of file ({kind}). Save it as PNG with 8 or 16 bits'
     return 'not a picture, or cut off early. Remove it, or save it again as PNG'

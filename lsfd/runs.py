@@ -6,9 +6,9 @@
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
            'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
-           'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'teacher_path',
-           'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row', 'ARCHS', 'Field',
-           'ParameterError', 'Parameters']
+           'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
+           'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
+           'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c002
 import inspect, re, torch
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, create_model as create_class, model_validator
 from .ablations import STUDIES
-from .adapt import scale_of
+from .adapt import scale_of, stated_scale
 from .data import PHOTOS, Benchmark, PatchPairs, find_pairs
 from .distill import Distill, Group, METHODS
 from .losses import sr_term
-from .models import ARCHS, DEMO, create_model, load_model
+from .models import ARCHS, DEMO, ModelError, create_model, load_model
 from .evaluate import flat_images
 from .models.files import read_checkpoint
 from .models.slice import init_from, slice_teacher
@@ -42,7 +42,7 @@ def word_or(words, other):
         except ValueError as e: raise ValueError(f'choose one of {", ".join(words)}{nearest(value, words)} Or: {e}') from None
     return Annotated[str, AfterValidator(check)]
 
-Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], existing), word_or([Path(f).stem for f in PHOTOS['valid']], existing)
+Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], existing), word_or(['facade', *(Path(f).stem for f in PHOTOS['valid'])], existing)
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c034
 def device_of(name):
@@ -165,7 +165,7 @@ class Compare(Training):
 class Evaluate(Parameters):
     "The parameters of `nbs/evaluate.ipynb`."
     checkpoint: File = Field('checkpoints/rcan_teacher_demo_x2.safetensors', description='from here, or what comes with lsfd')
-    network: Source = Field('', description="of a checkpoint of your own network: 'my_net.py:Net'")
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     benchmark: Sources = Field('photos', min_length=1, description="'photos' (embedded), 'Set5', … 'Urban100', a folder, or several joined by commas")
     border: choice(['symmetric', 'replicate']) = Field('symmetric', description="of the bicubic that makes missing LR images; 'replicate' as in old MATLAB")
     inference: choice(['whole', '4-crop', 'tiles', 'auto']) = Field('whole', description="'4-crop' as in the paper's SAN rows, 'tiles', or 'auto': tiles where memory is short")
@@ -180,7 +180,8 @@ def both_or_none(run):
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
     checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
-    image: File = Field('', description='a picture; empty: a photo that comes with scikit-image')
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
+    image: File = Field('', description='a picture; empty: the drawn facade')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
     x: int = Field(-1, ge=-1, description='its left')
     window: int = Field(16, ge=2, lt=10**4, description='its side')
@@ -192,11 +193,13 @@ class Lam(Parameters):
     out: Place = Field('', description='folder for lam.png and lam.json; empty: runs/lam')
     check = model_validator(mode='after')(both_or_none)
 
+# %% ../nbs/7_annexes/02a_runs.ipynb #r02901
 class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
-    image: Photo = Field('coffee', description="an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
+    image: Photo = Field('facade', description="'facade', an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
     checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
+    network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
     x: int = Field(-1, ge=-1, description='and column; -1: in the middle')
@@ -281,7 +284,7 @@ class OwnNetwork(Parameters):
     "The parameters of `nbs/own_network.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo' (a minute on a quiet core), or 'smoke' (seconds: does it run?)")
     data: Sources = Field('photos', min_length=1, description="what to train on: 'photos' (embedded), a folder of images, or several joined by commas")
-    photo: File = Field('', description='an image file to enlarge at the end; empty: one of the embedded')
+    photo: File = Field('', description='an image file to enlarge at the end; empty: the drawn facade')
     seed: int = Field(0, ge=0, lt=2**32, description='of the first weights and of the patches')
     out: Place = Field('', description='folder of the results; empty: runs/own_network')
 
@@ -297,6 +300,7 @@ def own_network(source, scale):
     net = make(scale=scale) if 'scale' in takes else make()
     if not isinstance(net, torch.nn.Module): raise ParameterError(f'{source} makes a {type(net).__name__}, not a torch.nn.Module')
     if not hasattr(net, 'spec'): net.spec = dict(arch=source.rpartition('/')[2], scale=scale)
+    if stated_scale(net) is None: net.scale = scale_of(net) or scale
     return net
 
 def network(run, role, seed):
@@ -313,6 +317,15 @@ def open_network(path, source=''):
     net = own_network(source, read_checkpoint(path)[1].get('spec', {}).get('scale', 2))
     if new := init_from(net, path): raise ParameterError(f'{path.name} has no weights for {", ".join(new[:4])}: is it of another network than {source}?')
     return net.eval()
+
+def open_networks(run):
+    "`{name: network}` of a run's checkpoints, of one's own class where lsfd knows none."
+    def opened(path):
+        try: return load_model(path)
+        except ModelError:
+            if not run.network: raise
+            return open_network(path, run.network)
+    return {name: opened(path).to(device_of(run.device)) for name, path in run.checkpoints}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c022
 def teacher_path(run):

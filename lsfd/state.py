@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .distill import Group, trainable
 from .recipe import Recipe
-from .system import holder_of, me, read_rows, take, write_atomically, zip_fault
+from .system import holder_of, me, read_rows, take_all, write_atomically, zip_fault
 
 # %% ../nbs/4_training/02_state.ipynb #c014
 class Log(dict):
@@ -246,17 +246,14 @@ def load_run(folder, objective, optimiser, ident, resume=True):
 # %% ../nbs/4_training/02_state.ipynb #c049
 def lock_folder(out):
     "Make the folder `out` if need be and lock it for this process; returns the locks, or says why not."
-    locks, file = [], out/'.lock'
+    file = out/'.lock'
     try:
         out.mkdir(parents=True, exist_ok=True); file.touch()
-        for path in (file, out): locks.append(take(path))
-        if None not in locks: file.write_text(me()); return locks
+        if locks := take_all((file, out)): file.write_text(me()); return locks
         holder = holder_of(file)
     except (OSError, ValueError) as e: why = f'cannot write to {out}: {getattr(e, "strerror", None) or e}. Choose another out'
     else: why = (f'an unfinished `fit` of this very process is training in {out}: let it end, or call its close()'
                  if holder == me() else f'{holder} is training in {out}: choose another out')
-    for fd in locks:
-        if fd is not None: os.close(fd)
     raise RunError(why)
 
 def check_room(folder, objective):

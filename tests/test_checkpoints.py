@@ -1,14 +1,15 @@
 """Checkpoints that are damaged, lie or attack: each is read with the right weights or refused with a ModelError, in seconds and within the memory of its size.
 
 A short campaign; `LSFD_LONG=20` makes it twenty times as long."""
-import io, json, os, pickle, random, resource, struct, time, zipfile
+import hashlib, io, json, os, pickle, random, re, resource, struct, time, zipfile
 from collections import Counter
 
 import pytest, torch
 from campaign import TIMES, count
 from safetensors.torch import save
 
-from lsfd.models import ModelError, create_model, load_model, save_model
+from lsfd.models import ModelError, create_model, detect, load_model, save_model
+from lsfd.models.layouts import from_released
 
 pytestmark = pytest.mark.faults
 torch.set_num_threads(1)
@@ -46,6 +47,15 @@ def test_a_flipped_bit_never_changes_the_weights(files, tmp_path, kind):
     for end, n in counts.items():
         for _ in range(n): count('checkpoints with a flipped bit: never other weights', end != 'other weights')
     assert not counts['other weights'] and counts['refused']
+
+@pytest.mark.parametrize('kind', ['old pickle', 'foreign safetensors'])
+def test_a_checksum_in_the_name_protects_what_has_none_inside(files, tmp_path, kind):
+    rng, good = random.Random(0), files[kind]
+    path = tmp_path/f'net_x2-{hashlib.sha256(good).hexdigest()[:8]}.pth'
+    assert outcome(path, good) == 'same weights' and outcome(tmp_path/'net_x2-20261126.pth', good) == 'same weights'
+    for _ in range(20*TIMES):
+        at = rng.randrange(len(good))
+        assert count('checkpoints with a flipped bit: never other weights', outcome(path, good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1:]) == 'refused')
 
 def mutated(content, rng):
     content = bytearray(content)
@@ -175,6 +185,21 @@ def test_several_networks_are_for_the_user_to_choose(tmp_path):
     torch.save(dict(a=NET.state_dict(), b=NET.state_dict()), tmp_path/'x.pt')
     with pytest.raises(ModelError, match="holds 2 networks: choose one with of='a' or 'b'"): load_model(tmp_path/'x.pt')
     assert agrees(tmp_path/'x.pt', of='b')
+
+def test_mmagics_names(tmp_path):
+    net = create_model('edsr_student', 4, n_blocks=2, n_feats=8).eval()
+    theirs = {re.sub(r'upsample\.(\d)', lambda m: f'upsample.{int(m[1])//2}.upsample_conv', f'generator.{k}'): v
+              for k, v in from_released(detect(net.state_dict())[0], net.state_dict(), 'basicsr').items()}
+    torch.save(dict(meta=dict(epoch=1), state_dict=theirs | dict(step_counter=torch.tensor(3))), tmp_path/'x.pth')
+    x = torch.rand(1, 3, 8, 8)*255
+    with torch.no_grad(): torch.testing.assert_close(load_model(tmp_path/'x.pth')(x), net(x))
+
+@pytest.mark.parametrize('arch', ['edsr', 'rcan', 'san'])
+def test_networks_for_grey_images_are_refused_in_words(arch, tmp_path):
+    net = create_model(f'{arch}_student', **dict(n_feats=16) | dict(edsr=dict(n_blocks=2), rcan=dict(n_groups=2, n_blocks=1, reduction=4), san=dict(n_groups=1, n_blocks=1, reduction=4))[arch])
+    grey = {k: v[:, :1] if k == 'head.0.weight' else v[:1] if k.startswith('tail.1') else v for k, v in net.state_dict().items() if '_mean' not in k}
+    torch.save(grey, tmp_path/'x.pt')
+    with pytest.raises(ModelError, match='x.pt is of .* for images of one channel, grey or Y: a network for RGB is needed$'): load_model(tmp_path/'x.pt')
 
 @pytest.mark.parametrize('arch', ['edsr', 'rcan', 'san'])
 def test_a_mean_shift_for_0_to_1_is_converted(arch, tmp_path):

@@ -33,11 +33,11 @@ def test_a_folder_of_photos(home, lsfd):
     assert r.status == 0 and 'noise=1.png 81x60 → upscaled/noise=1_x2.png 162x120' in r.out, r.err
     assert [f.name for f in (home/'upscaled').iterdir()] == ['noise=1_x2.png']
 
-@pytest.mark.parametrize('word', ['--help', '--version'])
-def test_what_needs_no_torch(word):
+@pytest.mark.parametrize('word, status', [('--help', 0), ('--version', 0), ('trian', 2)])
+def test_what_needs_no_torch(word, status):
     quick = 'import sys; from lsfd.cli import main; print(main(sys.argv[1:]), "torch" in sys.modules)'
     r = subprocess.run([sys.executable, '-c', quick, word], env=ENV, capture_output=True, text=True)
-    assert r.stdout.splitlines()[-1] == '0 False', r.stderr
+    assert r.stdout.splitlines()[-1] == f'{status} False', r.stderr
 
 @pytest.mark.parametrize('command, says', [('upscale', 'image files, or folders of them'), ('train', "side of an LR patch"), ('taps', 'a file, or your own network')])
 def test_help_is_what_the_declarations_say(lsfd, command, says):

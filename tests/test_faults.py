@@ -4,6 +4,7 @@ import errno, fcntl, gzip, hashlib, io, os, random, shutil, signal, socket, stru
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest, torch
 from campaign import TIMES, count
@@ -320,6 +321,16 @@ def test_whoever_waits_says_for_whom(tmp_path, monkeypatch, capsys):
     finally: p.kill(); p.join()
     monkeypatch.undo()
     assert count('locks of a process that hangs', book.append(ROW, path))
+
+def test_a_lock_file_that_is_removed_lets_no_second_writer_in(tmp_path):
+    path, inside = tmp_path/'l.jsonl', fork.Value('i', 0); book.append(ROW, path)
+    def hold():
+        with system.locked(path): inside.value += 1; time.sleep(1); inside.value -= 1
+    p = fork.Process(target=hold); p.start()
+    while not inside.value: time.sleep(.01)
+    Path(f'{path}.lock').unlink()
+    with system.locked(path): assert count('a second writer after .lock was removed', inside.value == 0)
+    p.join()
 
 def test_two_runs_never_share_a_folder(tmp_path):
     out = tmp_path/'run'; first = fit(objective(), pairs(), RECIPE, out); next(first)

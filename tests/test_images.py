@@ -80,7 +80,7 @@ def test_heic(tmp_path, monkeypatch):
     Image.fromarray(smooth).save(tmp_path/'a.heic', quality=95)
     assert np.abs(read_image(tmp_path/'a.heic').astype(int) - smooth).max() <= 4
     monkeypatch.setattr(reading, 'FORMATS', [f for f in reading.FORMATS if f not in ('HEIF', 'AVIF')])
-    with pytest.raises(ImageError, match='a.heic: is HEIC.*pip install pillow-heif'): read_image(tmp_path/'a.heic')
+    with pytest.raises(ImageError, match=r'a.heic: is HEIC.*pip install "lsfd\[heic\]"'): read_image(tmp_path/'a.heic')
 
 def test_lab_and_cmyk_profiles(tmp_path):
     from PIL import ImageCms

@@ -206,6 +206,14 @@ def test_weights_of_another_precision(dtype):
     refused(ValueError, f'student has weights in {dtype}: call .float()', Net().to(dtype), TEACHER)
     refused(ValueError, f'teacher has weights in {dtype}: call .float()', Net(), copy.deepcopy(TEACHER).to(dtype))
 
+def test_networks_of_one_channel_and_of_inference_mode():
+    grey, lr = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.PixelShuffle(2)), to_tensor(next(iter(PHOTOS.values()))[:48, :48])
+    for use in (lambda: evaluate(grey, Benchmark(PHOTOS, scale=2)), lambda: lam(grey, lr, 4, 4, folds=2)):
+        with pytest.raises(ValueError, match='takes images of one channel, grey or Y'): use()
+    with torch.inference_mode(): frozen = Net()
+    for use in (lambda: Distill(frozen, **METHODS['Student']), lambda: lam(frozen, lr, 4, 4, folds=2)):
+        with pytest.raises(ValueError, match='was made under inference_mode'): use()
+
 def test_nothing_to_learn():
     refused(ValueError, 'no weight of the student learns', Net().requires_grad_(False), TEACHER)
     refused(ValueError, 'no weight of the student learns', nn.Upsample(scale_factor=2), method='Student', at=None)

@@ -13,7 +13,7 @@ from lsfd.data import DataError, PatchPairs, sample_photos
 from lsfd.distill import METHODS, Distill
 from lsfd.ledger import LedgerError, check_ledger
 from lsfd.models import DEMO, ModelError, create_model, load_demo, save_model
-from lsfd.runs import NOTEBOOKS, ParameterError, Train, Training, build, find_benchmarks, find_teacher, recipe_of, sources
+from lsfd.runs import NOTEBOOKS, ParameterError, Train, Training, build, find_benchmarks, find_teacher, own_network, recipe_of, sources
 from lsfd.train import Recipe, RunError, fit, open_run
 
 ROOT = get_config(Path(__file__).parent).config_path
@@ -161,6 +161,7 @@ def photo(path, h=120, w=140, seed=0):
 def folder(tmp, kind):
     "A folder of images with something wrong."
     d = tmp/kind; d.mkdir()
+    if kind == 'flat': Image.new('RGB', (64, 64), 'white').save(d/'a.png')
     if kind == 'speck': photo(d/'dot.png', 12, 22)
     if kind == 'small': photo(d/'tiny.png', 60, 60)
     if kind == 'corrupt': photo(d/'good.png'); (d/'bad.png').write_bytes((d/'good.png').read_bytes()[:2000])
@@ -225,12 +226,14 @@ BAD_EVALUATE = {
     'out in a file':     (dict(out=str(ROOT/'README.md'/'scores')), 'is no folder that can be written to: choose another'),
     'empty benchmark':   (dict(benchmark=','), 'benchmark=[]'),
     'no benchmark':      (dict(benchmark='photos,Set6'), 'Set6'),
+    'flat pictures':     (dict(benchmark='flat'), 'flat: no image holds more than a single grey'),
     'no such device':    (dict(device='gpu'), "device='gpu': choose auto, cpu, cuda or mps"),
 }
 
 @pytest.mark.parametrize('case', BAD_EVALUATE)
 def test_evaluate_refuses_bad_input(case, tmp_path, monkeypatch):
     given, message = BAD_EVALUATE[case]
+    if given.get('benchmark') == 'flat': given = dict(benchmark=folder(tmp_path, 'flat'))
     def no_work(*args): raise AssertionError('an image was enlarged')
     monkeypatch.setattr('lsfd.evaluate.enlarge', no_work)
     with pytest.raises(ValueError) as e: notebook('evaluate.ipynb', **dict(checkpoint=TEACHER) | given)
@@ -266,6 +269,15 @@ def test_own_network_own_loss_own_photos_another_teacher(tmp_path, monkeypatch):
     assert [t.name for t in space['tests']] == ['held out'] and space['name'] == '2' and len(space['pairs'].names) == 2
     row, = [json.loads(line) for line in (tmp_path/'a run/ledger.jsonl').read_text().splitlines()]
     assert (row['model'], row['method'], row['benchmark'], row['steps']) == ('Net', 'near', 'held out', 2)
+
+@pytest.mark.parametrize('name', ['lam', 'explore', 'evaluate'])
+def test_a_checkpoint_of_an_own_network(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); own_files(tmp_path); torch.manual_seed(0)
+    torch.save(own_network('my_net.py:Net', 2).state_dict(), 'mine.pt')
+    given = dict(checkpoint='mine.pt') if name == 'evaluate' else dict(checkpoints=f'mine=mine.pt,teacher={TEACHER}', profile='smoke')
+    space = notebook(f'{name}.ipynb', network='my_net.py:Net', out='out', **given)
+    assert name == 'evaluate' and space['net'].scale == 2 or {k: n.scale for k, n in space['networks'].items()} == dict(mine=2, teacher=2)
+    with pytest.raises(ModelError, match='mine.pt neither EDSR'): notebook(f'{name}.ipynb', out='out', **given)
 
 def test_a_run_leaves_the_committed_ledger_alone(tmp_path):
     before = (ROOT/'data/ledger.jsonl').read_bytes()

@@ -53,6 +53,7 @@ dependencies = {array(c['requirements'])}
 [project.optional-dependencies]
 docs = {array(c['docs_requirements'])}
 export = {array(c['export_requirements'])}
+heic = {array(c['heic_requirements'])}
 spandrel = {array(c['spandrel_requirements'])}
 workflow = {array(c['workflow_requirements'])}
 dev = {array(developing(c))}

@@ -18,7 +18,7 @@ import lsfd
 from ..system import bundled, write_atomically
 from .files import ModelError, choose, digest, read_checkpoint, search
 from .foreign import load_foreign, loader
-from .layouts import damp, from_released, matches, to_released
+from .layouts import ENDS, damp, from_released, matches, to_released
 
 # %% ../../nbs/3_networks/05_models.zoo.ipynb #c005
 ARCHS = {name: import_module(f'lsfd.models.{name}').NETWORK for name in ('edsr', 'rcan', 'san')}
@@ -166,7 +166,10 @@ def from_run(states, meta, of=None):
 def from_others(states, of=None, **unsaid):
     "The network in a foreign file, and what is known about it."
     hits = [hit for name, state in states.items() for hit in search(name, state, detect)]
-    if hits: name, state, found = choose(hits, of)
+    if hits:
+        name, state, found = choose(hits, of)
+        first = state.get(f'{ENDS[found[1]][0]}.weight', torch.empty(0))
+        if first.shape[1:2] == (1,): raise ModelError(f'is of {found[0].arch.upper()} for images of one channel, grey or Y: a network for RGB is needed')
     try:
         if hits: return filled(*describe(*found, state, **unsaid)[::-1]), dict(weights=name) if name else {}
         begin = ', '.join(list(next(iter(states.values())))[:3]) or 'nothing'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRANGERS', 'AVERAGE', 'ModelError', 'kind', 'check_zip', 'pickled', 'read_pickle', 'digest', 'read_safetensors',
-           'held', 'as_weights', 'tensor_dicts', 'search', 'choose', 'averaged', 'read_checkpoint']
+           'held', 'as_weights', 'tensor_dicts', 'search', 'choose', 'averaged', 'check_name', 'read_checkpoint']
 
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #25c971be
 import hashlib, json, os, re, torch, warnings, zipfile
@@ -169,6 +169,15 @@ def averaged(state):
     def part(head): return {k.removeprefix(head): v for k, v in average.items() if k.startswith(head)}
     return state | {k: part(f'module.{i}.') for i, k in enumerate(students)}
 
+# %% ../../nbs/7_annexes/04a_models.files.ipynb #c0942
+def check_name(path):
+    "An error if a file's name ends in other digits of a sha256 than its own."
+    said = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+    if not said or said[1].isdigit(): return
+    with open(path, 'rb') as f: have = hashlib.file_digest(f, 'sha256').hexdigest()
+    if not have.startswith(said[1]):
+        raise ModelError(f'{path} is damaged, or was changed: its sha256 begins with {have[:8]}, not as its name says. Download it again, or rename it')
+
 # %% ../../nbs/7_annexes/04a_models.files.ipynb #c094
 def read_checkpoint(path):
     "`({name: state dict}, metadata)` of a checkpoint file, without running any code from it; a run's state has its identity as metadata."
@@ -181,6 +190,7 @@ def read_checkpoint(path):
             if k == 'zip': check_zip(path)
             held, about = read_pickle(path), {}
             if isinstance(held, dict) and isinstance(held.get('ident'), dict): held, about = averaged(held), dict(ident=held['ident'], step=held['at']['step'])
+        if not about: check_name(path)
         return {name: as_weights(state, path) for name, state in (tensor_dicts(held) or {'': held}).items()}, about
     except ModelError: raise
     except Exception as e: raise ModelError(f'{path} holds no weights that can be read ({type(e).__name__}: {str(e)[:90]})') from None

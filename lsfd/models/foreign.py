@@ -6,7 +6,7 @@
 __all__ = ['stand_ins', 'loader', 'known', 'Foreign', 'load_foreign']
 
 # %% ../../nbs/7_annexes/04b_models.foreign.ipynb #a180c24c
-import sys
+import sys, warnings
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -40,8 +40,9 @@ def loader():
 def known(state):
     "spandrel's description of the network that a state dict is of, with its weights; None if it recognises none."
     if any(not v.numel() for v in state.values()): return None   # no weight is empty
-    try: return loader().load_from_state_dict(dict(state))
-    except Exception: return None
+    with warnings.catch_warnings(action='ignore'):    # about code that is neither ours nor the user's
+        try: return loader().load_from_state_dict(dict(state))
+        except Exception: return None
 
 # %% ../../nbs/7_annexes/04b_models.foreign.ipynb #87e3f9f1
 class Foreign(Levels):

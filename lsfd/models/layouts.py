@@ -93,6 +93,7 @@ def to_released(
     img_range=255.,      # for BasicSR's layout: what its configuration said,
     rgb_mean=RGB_MEAN):  # and its file does not
     "The state dict under the released names, for images in 0..255; bit for bit unless it was for 0..1."
+    if layout == 'basicsr': state = {re.sub(r'^upsample\.(\d)\.upsample_conv\b', lambda m: f'upsample.{2*int(m[1])}', k): v for k, v in state.items()}
     if network.body: state = rename(state, network, sizes, layout, 'released')
     return state | shifts(img_range, rgb_mean) if layout == 'basicsr' else in_levels(state)
 
