@@ -29,6 +29,7 @@ def grid(lr, side):
     "Rows and columns of blocks that cover the input."
     return tuple(-(-n//side) for n in lr.shape[2:])
 
+# %% ../nbs/6_attribution/03_causal.ipynb #1ee541e3
 def intervene(
     lr,         # (1,3,H,W)
     patches,    # (n,3,side,side)
