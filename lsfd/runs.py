@@ -6,7 +6,7 @@
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
            'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
-           'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
+           'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
            'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
            'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
@@ -260,6 +260,13 @@ class Fig1(Parameters):
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
     check = model_validator(mode='after')(folder_there)
 
+class Fig1Causal(Figs2_3):
+    "The parameters of `nbs/paper/fig1_causal.ipynb`."
+    profile: Measure = Field('measure', description="'measure' (minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
+    windows: int = Field(40, ge=2, lt=10**4, description='one per image, or as many as there are images')
+    device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
+    out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1_causal ('smoke')")
+
 # %% ../nbs/7_annexes/02a_runs.ipynb #r032
 class Benchmarks(Parameters):
     "The parameters of `nbs/benchmarks.ipynb`."
@@ -283,7 +290,7 @@ class OwnNetwork(Parameters):
 
 NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explore=Explore, benchmarks=Benchmarks, own_network=OwnNetwork) | {
     'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1,
-    'paper/fig1': Fig1, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
+    'paper/fig1': Fig1, 'paper/fig1_causal': Fig1Causal, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c019
 def own_network(source, scale):
