@@ -18,12 +18,12 @@ METHODS = G["methods"].split(",")
 STUDENTS = [(m, s, seed) for m in G["models"] for s in G["scales"] for seed in G["seeds"]]
 
 # what a result does not depend on, though its notebook can reach it
-LOSSES = ("lsfd.losses.lfd", "lsfd.losses.lsfd", "lsfd.losses.fakd", "lsfd.losses.fft", "lsfd.losses.at", "lsfd.losses.dukd", "lsfd.losses.selective", "lsfd.losses.eco", "lsfd.regressors", "lsfd.ablations")
-SHOWN = ("lsfd.lam", "lsfd.lamplots", "lsfd.explore", "lsfd.plots", "lsfd.paired", "lsfd.report", "lsfd.bench", "lsfd.efficiency")
+LOSSES = (*sorted(f"lsfd.losses.{p.stem}" for p in Path("lsfd/losses").glob("*.py") if p.stem not in ("__init__", "sr")), "lsfd.regressors", "lsfd.ablations")
+SHOWN = ("lsfd.lam", "lsfd.lamplots", "lsfd.causal", "lsfd.explore", "lsfd.plots", "lsfd.paired", "lsfd.report", "lsfd.bench", "lsfd.efficiency")
 TRAINED = ("lsfd.train", "lsfd.distill", "lsfd.data", "lsfd.models")   # what the weights depend on: another of these, and a run starts anew
 
 # what each figure is made from
-GIVEN = dict(table1=["profile"], tables=["ledger", "least_steps"], ablations=["ledger"], fig1=["profile", "students"], figs2_3=["students"],
+GIVEN = dict(table1=["profile"], tables=["ledger", "least_steps"], ablations=["ledger"], fig1=["profile", "students"], fig1_causal=["profile", "students"], figs2_3=["students"],
              figs4_6=["students"], errata=[], claims=["ledger", "least_steps", "figures"])
 
 RUN, JOB = "python -m lsfd.workflow ", "papermill {input.notebook} {output.notebook} -k python3 --no-progress-bar --log-output"
@@ -44,7 +44,7 @@ def weights(): return [file for m in METHODS for file in of_students("seed{seed}
 
 def needs(w):
     "What a figure is made from, beside its notebook."
-    files = dict(ledger=[f"{OUT}/ledger.jsonl"], students=[w for w in weights() if "/rcan_x" in w], figures=[f"{OUT}/figures/{name}.ipynb" for name in ("fig1", "table1")])
+    files = dict(ledger=[f"{OUT}/ledger.jsonl"], students=[w for w in weights() if "/rcan_x" in w], figures=[f"{OUT}/figures/{name}.ipynb" for name in ("fig1", "fig1_causal", "table1")])
     return [file for kind in GIVEN[w.name] for file in files.get(kind, [])]
 
 def given(w):
@@ -54,10 +54,10 @@ def given(w):
     return " ".join(f"-p {k} {values[k]}" for k in GIVEN[w.name] if k in values)
 
 def missing():
-    "The trainings that have left no result yet, as (role, model, steps)."
-    usual, teachers = PROFILES[P].steps, {teacher(Names(model=m, scale=s)): m for m, s, _ in STUDENTS}
-    yield from (("teacher", m, G["teacher_steps"] or usual) for path, m in teachers.items() if not Path(path).is_file())
-    yield from (("student", m, G["steps"] or usual) for (m, *_), file in zip(STUDENTS, of_students("ledger.jsonl")) if not Path(file).is_file())
+    "The trainings that have left no result yet, as (role, model, scale, steps, methods)."
+    usual, teachers = PROFILES[P].steps, {teacher(Names(model=m, scale=s)): (m, s) for m, s, _ in STUDENTS}
+    yield from (("teacher", m, s, G["teacher_steps"] or usual, ()) for path, (m, s) in teachers.items() if not Path(path).is_file())
+    yield from (("student", m, s, G["steps"] or usual, METHODS) for (m, s, _), file in zip(STUDENTS, of_students("ledger.jsonl")) if not Path(file).is_file())
 
 if workflow.is_main_process: print(estimate(list(missing()), P), file=sys.stderr)
 

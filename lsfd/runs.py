@@ -6,7 +6,7 @@
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
            'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
-           'Fig1', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
+           'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
            'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
            'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
@@ -48,9 +48,9 @@ Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], e
 def device_of(name):
     "The torch device of this name, checked for presence."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.split(':')[0] not in ('cpu', 'cuda', 'mps') or name.startswith('cpu:'): raise ValueError('choose auto, cpu, cuda or mps')
+    if name.split(':')[0] not in ('cpu', 'cuda', 'mps') or name.startswith('cpu:'): raise ParameterError(f'choose auto, cpu, cuda or mps, not {name!r}')
     try: torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f'cannot be used: {str(e).splitlines()[0]}') from None
+    except (RuntimeError, AssertionError) as e: raise ParameterError(f'cannot be used: {str(e).splitlines()[0]}') from None
     return torch.device(name)
 
 Device = Annotated[str, AfterValidator(lambda name: device_of(name) and name)]
@@ -179,7 +179,7 @@ def both_or_none(run):
 
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
-    checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
+    checkpoints: files_or('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors') = Field('', min_length=1, description='files joined by commas, each after a name and an equals sign if you like; empty: the demo student and teacher')
     network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     image: File = Field('', description='a picture; empty: the drawn facade')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
@@ -198,7 +198,7 @@ class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
     image: Photo = Field('facade', description="'facade', an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
-    checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
+    checkpoints: files_or('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors') = Field('', min_length=1, description='files joined by commas, each after a name and an equals sign if you like; empty: two demo students and their teacher')
     network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
@@ -260,6 +260,13 @@ class Fig1(Parameters):
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
     check = model_validator(mode='after')(folder_there)
 
+class Fig1Causal(Figs2_3):
+    "The parameters of `nbs/paper/fig1_causal.ipynb`."
+    profile: Measure = Field('measure', description="'measure' (minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
+    windows: int = Field(40, ge=2, lt=10**4, description='one per image, or as many as there are images')
+    device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
+    out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1_causal ('smoke')")
+
 # %% ../nbs/7_annexes/02a_runs.ipynb #r032
 class Benchmarks(Parameters):
     "The parameters of `nbs/benchmarks.ipynb`."
@@ -283,7 +290,7 @@ class OwnNetwork(Parameters):
 
 NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explore=Explore, benchmarks=Benchmarks, own_network=OwnNetwork) | {
     'paper/tables': Tables, 'paper/claims': Tables, 'paper/ablations': Recorded, 'paper/table1': Table1,
-    'paper/fig1': Fig1, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
+    'paper/fig1': Fig1, 'paper/fig1_causal': Fig1Causal, 'paper/figs2_3': Figs2_3, 'paper/figs4_6': Figs4_6}
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c019
 def own_network(source, scale):

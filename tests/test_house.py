@@ -36,7 +36,7 @@ download
 images pixels layers adapt taps regressors
 metrics plots data losses models
 distill paired efficiency lam lamchecks tiles
-ablations recipe evaluate lamplots ledger report
+ablations recipe evaluate lamplots ledger report causal
 state
 step
 engine

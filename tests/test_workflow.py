@@ -66,7 +66,7 @@ def edit(path, old, new):
 
 def test_what_is_done_again(clone):
     plan, text = planned(clone)
-    assert plan == dict(teacher=1, students=2, ledger=1, figure=8, all=1, total=13)
+    assert plan == dict(teacher=1, students=2, ledger=1, figure=9, all=1, total=14)
     assert '3 trainings to do' in text and 'teacher of ×3' not in text
     text, status, done = snakemake(clone, TABLES)
     assert status == 0 and done == ['compare', 'compare', 'tables', 'train'], text
@@ -136,7 +136,7 @@ def test_the_smoke_grid(tmp_path):
     text, status, _ = snakemake_long(clone)
     assert status == 0, text[-3000:]
     figures = clone/'runs/grid/smoke/figures'
-    assert {'tables.md', 'tables.tex', 'tables.csv', 'claims.md', 'ablations.md', 'table1.md', 'errata.md', *[f'fig{i}.png' for i in range(1, 7)]} <= {p.name for p in figures.iterdir()}
+    assert {'tables.md', 'tables.tex', 'tables.csv', 'claims.md', 'ablations.md', 'table1.md', 'errata.md', *[f'fig{i}.png' for i in range(1, 7)], 'fig1_causal.md'} <= {p.name for p in figures.iterdir()}
     assert not subprocess.run(['git', 'status', '--porcelain', '--untracked-files=no'], cwd=clone, capture_output=True, text=True).stdout
 
 def snakemake_long(clone):
