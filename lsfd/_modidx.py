@@ -636,6 +636,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.report.means': ('5_measuring/report.html#means', 'lsfd/report.py'),
                              'lsfd.report.n_parameters': ('5_measuring/report.html#n_parameters', 'lsfd/report.py'),
                              'lsfd.report.of_paper': ('5_measuring/report.html#of_paper', 'lsfd/report.py'),
+                             'lsfd.report.seeds_of': ('5_measuring/report.html#seeds_of', 'lsfd/report.py'),
                              'lsfd.report.spreads': ('5_measuring/report.html#spreads', 'lsfd/report.py')},
             'lsfd.runs': { 'lsfd.runs.Benchmarks': ('7_annexes/runs.html#benchmarks', 'lsfd/runs.py'),
                            'lsfd.runs.Compare': ('7_annexes/runs.html#compare', 'lsfd/runs.py'),
