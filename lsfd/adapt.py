@@ -144,11 +144,11 @@ class Levels(nn.Module):
 
 # %% ../nbs/3_networks/06_adapt.ipynb #8e6fa70d
 def takes_grey(model):
-    "Whether a network takes images of one channel, and none of three."
+    "Whether a network takes and makes images of one channel, and takes none of three."
     try:
-        with inference(model): model(colours(64)[:, :1].to(like(model)))
+        with inference(model): y = model(colours(64)[:, :1].to(like(model)))
+        return y.ndim == 4 and y.shape[1] == 1 and examine(model)[0] is None
     except Exception: return False
-    return examine(model)[0] is None
 
 def check_range(model):
     "An error unless a network takes RGB images in 0..255, or shows no range; only modules are checked."

@@ -155,8 +155,8 @@ def peak_memory(
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #a2d594f8
 class Meter(TorchDispatchMode):
-    "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all operations."
-    def __init__(self): super().__init__(); self.now = self.peak = self.moved = 0; self.sizes = WeakIdKeyDictionary()
+    "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all `calls` of operations."
+    def __init__(self): super().__init__(); self.now = self.peak = self.moved = self.calls = 0; self.sizes = WeakIdKeyDictionary()
     def add(self, n): self.now += n; self.peak = max(self.peak, self.now)
 
     def keep(self, store):
@@ -165,6 +165,7 @@ class Meter(TorchDispatchMode):
         self.add(n); weakref.finalize(store, self.add, -n)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
         out = func(*args, **(kwargs or {}))
         made, used = ([t for t in tree_leaves(o) if isinstance(t, torch.Tensor)] for o in (out, (args, kwargs)))
         for t in made: self.keep(t.untyped_storage())

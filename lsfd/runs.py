@@ -28,7 +28,7 @@ from .models.slice import init_from, slice_teacher
 from .parameters import *
 from .regressors import DeepRegressor
 from .system import bundled, repo_root
-from .train import ENGINES, PROFILES, Recipe, fingerprint
+from .train import ENGINES, PROFILES, Recipe, weights_hash
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r003
 _all_ = ['ARCHS', 'Field', 'ParameterError', 'Parameters']   # for those who import from here
@@ -48,9 +48,9 @@ Method, Init, Photo = word_or(METHODS, source), word_or(['random', 'teacher'], e
 def device_of(name):
     "The torch device of this name, checked for presence."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.split(':')[0] not in ('cpu', 'cuda', 'mps') or name.startswith('cpu:'): raise ValueError('choose auto, cpu, cuda or mps')
+    if name.split(':')[0] not in ('cpu', 'cuda', 'mps') or name.startswith('cpu:'): raise ParameterError(f'choose auto, cpu, cuda or mps, not {name!r}')
     try: torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f'cannot be used: {str(e).splitlines()[0]}') from None
+    except (RuntimeError, AssertionError) as e: raise ParameterError(f'cannot be used: {str(e).splitlines()[0]}') from None
     return torch.device(name)
 
 Device = Annotated[str, AfterValidator(lambda name: device_of(name) and name)]
@@ -179,7 +179,7 @@ def both_or_none(run):
 
 class Lam(Parameters):
     "The parameters of `nbs/lam.ipynb`."
-    checkpoints: Checkpoints = Field('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description="files joined by commas, each as NAME=FILE if you like")
+    checkpoints: files_or('student=checkpoints/rcan_student_demo_x2.safetensors,teacher=checkpoints/rcan_teacher_demo_x2.safetensors') = Field('', min_length=1, description='files joined by commas, each after a name and an equals sign if you like; empty: the demo student and teacher')
     network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     image: File = Field('', description='a picture; empty: the drawn facade')
     y: int = Field(-1, ge=-1, description='top of the window in the picture; -1: where there is much texture')
@@ -198,7 +198,7 @@ class Explore(Parameters):
     "The parameters of `nbs/explore.ipynb`."
     profile: choice(['demo', 'smoke']) = Field('demo', description="'demo'; 'smoke': a few folds on a small context, for tests")
     image: Photo = Field('facade', description="'facade', an embedded photo ('chelsea', 'coffee', 'motorcycle_left'), or a file")
-    checkpoints: Checkpoints = Field('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors', min_length=1, description='files joined by commas, each as NAME=FILE if you like')
+    checkpoints: files_or('Student=checkpoints/rcan_student_alone_demo_x2.safetensors,LSFD=checkpoints/rcan_student_demo_x2.safetensors,Teacher=checkpoints/rcan_teacher_demo_x2.safetensors') = Field('', min_length=1, description='files joined by commas, each after a name and an equals sign if you like; empty: two demo students and their teacher')
     network: Source = Field('', description="of checkpoints of your own network: 'my_net.py:Net'")
     window: int = Field(16, ge=4, lt=10**4, description='side of the first box, pixels of the enlarged picture')
     y: int = Field(-1, ge=-1, description='its top-left corner: row')
@@ -399,5 +399,5 @@ def ledger_row(run, objective, pairs, recipe):
     special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if run.init != 'random' else {})
     return dict(
         model=as_name(run.student) if run.student and role == 'student' else run.model, role=role, scale=run.scale, profile=run.profile,
-        teacher=fingerprint(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,
+        teacher=weights_hash(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,
         recipe=', '.join(f'{k} {v}' for k, v in special.items()), seed=recipe.seed, data=spelled(run.data), data_fingerprint=pairs.fingerprint)

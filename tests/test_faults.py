@@ -12,6 +12,7 @@ from PIL import Image
 
 from lsfd import ledger as book, state as states, system
 from lsfd.bench import note, noted
+from lsfd.cli import main
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.folders import DataError
 from lsfd.distill import METHODS, Distill
@@ -183,6 +184,11 @@ def test_a_ledger_on_a_full_disk(small_disk):
     have = {*book.read(path).seed}
     assert all([count('rows on a full disk: there or refused', ok == (i in have)) for i, ok in said.items()]) and not all(said.values())
     assert path.read_bytes().endswith(b'\n') and count('  no half row', True)
+
+def test_a_notebook_on_a_full_disk(small_disk, capfd):
+    disk, fill = small_disk; (disk/'out').mkdir(); fill()
+    assert main(['evaluate', '--out', str(disk/'out')]) == 2
+    assert count('notebooks on a full disk: named', f'cannot write {disk}/out/evaluate.ipynb: No space left on device' in capfd.readouterr().err)
 
 def test_a_training_that_cannot_fit_is_refused_before_it(small_disk):
     disk, fill = small_disk; fill(100_000)
