@@ -21,10 +21,10 @@ def lsfd(regressor=DeepRegressor, **reading):
     return dict(terms=dict(sr=sr_term, lsfd=partial(lsfd_term, **reading)), regressor=regressor)
 
 # %% ../nbs/7_annexes/08_ablations.ipynb #c008
-def at_taps(o, taps, term=lsfd_term):
+def at_taps(o, taps):
     "A feature term that compares only some of the taps, by number."
     f_t, f_r = ([f[i - 1] for i in taps] for f in (o.f_t, o.f_r))
-    return term(replace(o, f_t=f_t, f_r=f_r))
+    return lsfd_term(replace(o, f_t=f_t, f_r=f_r))
 
 def tapped(*taps):
     "The LSFD row at some of its taps."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'side_by_side', 'ratios', 'best', 'conv_rate', 'matmul_rate', 'copy_rate', 'peaks', 'Laps', 'step_parts',
-           'Dispatched', 'launches', 'step_counts', 'growth', 'note', 'noted']
+           'launches', 'step_counts', 'growth', 'note', 'noted']
 
 # %% ../nbs/7_annexes/09_bench.ipynb #c002
 import time, torch, warnings
@@ -12,7 +12,6 @@ import numpy as np, pandas as pd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from .efficiency import Meter, clock
@@ -47,9 +46,9 @@ def best(f, device, tries=15):
     for _ in range(tries): start = clock(device); f(); seconds.append(clock(device) - start)
     return min(seconds)
 
-def conv_rate(dtype, device, feats=64, n=8, side=48):
+def conv_rate(dtype, device, feats=64, n=8):
     "FLOP/s of one 3×3 convolution, forward, channels_last."
-    x = torch.randn(n, feats, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    x = torch.randn(n, feats, 48, 48, device=device).to(dtype, memory_format=torch.channels_last)
     w = torch.randn(feats, feats, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
     with torch.no_grad(): return 2*9*feats*x.numel()/best(lambda: F.conv2d(x, w, padding=1), device)
 
@@ -58,10 +57,10 @@ def matmul_rate(dtype, device, n=1024):
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2*n**3/best(lambda: a @ b, device)
 
-def copy_rate(device, nbytes=2**26):
+def copy_rate(device):
     "Bytes per second, read and written, of a copy."
-    a = torch.empty(nbytes, dtype=torch.uint8, device=device); b = torch.ones_like(a)
-    return 2*nbytes/best(lambda: a.copy_(b), device)
+    a = torch.empty(2**26, dtype=torch.uint8, device=device); b = torch.ones_like(a)
+    return 2*a.nbytes/best(lambda: a.copy_(b), device)
 
 # %% ../nbs/7_annexes/09_bench.ipynb #c013
 def peaks(
@@ -105,15 +104,11 @@ def step_parts(
 # %% ../nbs/7_annexes/09_bench.ipynb #e1f0b002
 STARTS = 'LaunchKernel', 'GraphLaunch'   # in the names of CUDA's calls
 
-class Dispatched(TorchDispatchMode):
-    n = 0
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None): self.n += 1; return func(*args, **(kwargs or {}))
-
 def launches(f, device):
     "`{'launches': …}` of one call, on a GPU with the `kernels` that ran; on a CPU, operations dispatched."
     if torch.device(device).type != 'cuda':
-        with Dispatched() as ops: f()
-        return dict(launches=ops.n)
+        with Meter() as meter: f()
+        return dict(launches=meter.calls)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled: f(); torch.cuda.synchronize(device)
     events = profiled.events()
     return dict(launches=sum(any(s in e.name for s in STARTS) for e in events), kernels=sum(e.device_type == DeviceType.CUDA for e in events))

@@ -155,10 +155,10 @@ def peak_memory(
 
 # %% ../nbs/5_measuring/05_efficiency.ipynb #a2d594f8
 class Meter(TorchDispatchMode):
-    "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all operations."
+    "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all `calls` of operations."
     @classmethod
     def _should_skip_dynamo(cls): return False   # it is not compiled, and PyTorch need not import its compiler to say so
-    def __init__(self): super().__init__(); self.now = self.peak = self.moved = 0; self.sizes = WeakIdKeyDictionary()
+    def __init__(self): super().__init__(); self.now = self.peak = self.moved = self.calls = 0; self.sizes = WeakIdKeyDictionary()
     def add(self, n): self.now += n; self.peak = max(self.peak, self.now)
 
     def keep(self, store):
@@ -167,6 +167,7 @@ class Meter(TorchDispatchMode):
         self.add(n); weakref.finalize(store, self.add, -n)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
         out = func(*args, **(kwargs or {}))
         made, used = ([t for t in tree_leaves(o) if isinstance(t, torch.Tensor)] for o in (out, (args, kwargs)))
         for t in made: self.keep(t.untyped_storage())

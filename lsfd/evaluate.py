@@ -19,7 +19,6 @@ from .data import send
 from .efficiency import noise
 from .images import bicubic, to_luma, to_tensor, to_image
 from .metrics import METRICS, Protocol, digits, metric_text
-from .report import markdown
 from .system import short_of_memory
 from .tiles import Tiles, exact, find_tiles, four_crop, pixels_that_fit, reach, whole
 
@@ -131,15 +130,6 @@ def __str__(self:Scores):
 def _repr_html_(self:Scores):
     both = pd.concat([self.counted, self.mean.to_frame('mean').T, self.table.loc[self.flat]]).rename(lambda k: html.escape(str(k)))
     return both.style.format({k: digits(k) for k in both}).set_caption(html.escape(f'{self.benchmark}: {self.how}')).to_html()
-
-@patch
-def text(self:Scores, kind='markdown'):
-    "The table and its mean as 'markdown', 'latex' or 'csv'."
-    both = pd.concat([self.table, self.mean.to_frame('mean').T])
-    if kind == 'csv': return both.to_csv()
-    if kind == 'latex': return both.style.format('{:.4f}').format_index(escape='latex').format_index(escape='latex', axis=1).to_latex(hrules=True)
-    if kind == 'markdown': return markdown(both.map('{:.4f}'.format))
-    raise ValueError(f"kind={kind!r}: use 'markdown', 'latex' or 'csv'")
 
 # %% ../nbs/5_measuring/02_evaluate.ipynb #b388b201
 def flat_images(benchmark):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'ROLES', 'BUDGET', 'TIMES', 'hardware', 'complete', 'LedgerError', 'check_row', 'ledger_path',
-           'append', 'check_ledger', 'read', 'method_key', 'paper_table', 'compare', 'noted', 'beside_paper']
+           'append', 'check_ledger', 'read', 'method_key', 'paper_table', 'beside_paper']
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #c003
 import json, os, platform, re, warnings
@@ -147,23 +147,6 @@ def paper_table(table:int=None) -> pd.DataFrame:
         network='model', method='printed', psnr_as_printed='psnr', suspected_misprint_for='misprint'))
     rows.insert(3, 'method', rows.printed.map(method_key))
     return rows if table is None else rows[rows.table == table]
-
-# %% ../nbs/5_measuring/04_ledger.ipynb #c033
-def compare(
-    ours=None,  # rows as from `read`, the default
-    paper=None, # rows as from `paper_table`, the default
-) -> pd.DataFrame:
-    "Our PSNR, the paper's and the difference, for every result of ours that the paper has a figure for."
-    ours, paper = read() if ours is None else ours, paper_table() if paper is None else paper
-    ours = ours[[p == Protocol(scale=s).label() for p,s in zip(ours.protocol, ours.scale)]]
-    ours = ours.assign(model=ours.model.str.split('_').str[0].str.upper()).rename(columns=dict(psnr='ours'))
-    both = ours.merge(paper.rename(columns=dict(psnr='paper')), on=['model', 'scale', 'method', 'benchmark'])
-    both['difference'] = both.ours - both.misprint.fillna(both.paper)
-    return both['model scale method benchmark profile steps seed ours paper difference printed misprint'.split()]
-
-def noted(value, text, name):
-    "A field of a budget in words, or that it was not recorded."
-    return f'{name} not noted' if pd.isna(value) or value == '' else text.format(value)
 
 # %% ../nbs/5_measuring/04_ledger.ipynb #b002
 def beside_paper(

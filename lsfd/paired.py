@@ -28,8 +28,7 @@ def differences(
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c011
 def interval(
-    gains,        # a Series with levels `image` and `seed` in its index, every pair once
-    level=.95):
+    gains):        # a Series with levels `image` and `seed` in its index, every pair once
     "`(mean, low, high)` of the differences, for other images and other seeds; with one seed, for other images only."
     x = gains.unstack('seed').to_numpy()
     (n, k), mean = x.shape, x.mean()
@@ -39,7 +38,7 @@ def interval(
     image, seed, noise = np.array([k*(by_image**2).sum(), n*(by_seed**2).sum(), (rest**2).sum()])/freedom/(n*k)
     variance = max(image + seed - noise, noise, 1e-30)
     df = max(1, variance**2/max(image**2/freedom[0] + seed**2/freedom[1], 1e-60))
-    half = stats.t.ppf((1 + level)/2, df)*variance**.5
+    half = stats.t.ppf(.975, df)*variance**.5
     return mean, mean - half, mean + half
 
 # %% ../nbs/5_measuring/03_paired.ipynb #c018
@@ -68,13 +67,13 @@ def forest(table, base, unit='dB'):
     return fig
 
 # %% ../nbs/5_measuring/03_paired.ipynb #os01
-def over_seeds(rows, base, level=.95):
+def over_seeds(rows, base):
     "Per benchmark and method of ledger rows of one budget: `psnr`, mean `gain` over `base` with its interval `low`, `high` (NaN for one seed) in dB, `seeds`."
     wide = rows.pivot_table(index=['benchmark', 'seed'], columns='method', values='psnr')
     if base not in wide: raise ValueError(f'no method {base!r} among {", ".join(wide)}')
     gains = wide.sub(wide[base], axis=0).stack().dropna().rename('gain')
     by = gains.groupby(['benchmark', 'method'])
     table = by.agg(['mean', 'sem', 'size'])
-    half = table['sem']*stats.t.ppf((1 + level)/2, table['size'] - 1)
+    half = table['sem']*stats.t.ppf(.975, table['size'] - 1)
     psnr = wide.stack()[gains.index].groupby(['benchmark', 'method']).mean()
     return pd.DataFrame(dict(psnr=psnr, gain=table['mean'], low=table['mean'] - half, high=table['mean'] + half, seeds=table['size']))

@@ -28,7 +28,7 @@ from .models.slice import init_from, slice_teacher
 from .parameters import *
 from .regressors import DeepRegressor
 from .system import bundled, repo_root
-from .train import ENGINES, PROFILES, Recipe, fingerprint
+from .train import ENGINES, PROFILES, Recipe, weights_hash
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #r003
 _all_ = ['ARCHS', 'Field', 'ParameterError', 'Parameters']   # for those who import from here
@@ -399,5 +399,5 @@ def ledger_row(run, objective, pairs, recipe):
     special = {k: spelled(v) for k, v in recipe if k not in OWN_COLUMNS and v != usual[k]} | ({'init': as_name(run.init)} if run.init != 'random' else {})
     return dict(
         model=as_name(run.student) if run.student and role == 'student' else run.model, role=role, scale=run.scale, profile=run.profile,
-        teacher=fingerprint(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,
+        teacher=weights_hash(objective.teacher) or '', steps=recipe.steps, batch=pairs.n, rate=recipe.rate, precision=recipe.precision,
         recipe=', '.join(f'{k} {v}' for k, v in special.items()), seed=recipe.seed, data=spelled(run.data), data_fingerprint=pairs.fingerprint)

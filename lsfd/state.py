@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'STATES', 'SCHEDULE', 'Log', 'is_log', 'read_logs', 'write_log', 'world', 'average', 'RunError', 'Progress',
-           'fingerprint', 'named', 'method_of', 'identity', 'first_weights', 'get_rng', 'set_rng', 'circumstances',
+           'weights_hash', 'named', 'method_of', 'identity', 'first_weights', 'get_rng', 'set_rng', 'circumstances',
            'save_run', 'read_state', 'read_run', 'other_rate', 'differences', 'same_run', 'load_run', 'lock_folder',
            'check_room', 'open_run']
 
@@ -97,7 +97,7 @@ class Progress:
         return Log(step=self.step, of=recipe.steps, **means, **self.shares, rate=rate, seconds=seconds)
 
 # %% ../nbs/4_training/02_state.ipynb #c029
-def fingerprint(net):
+def weights_hash(net):
     "Twelve hex digits that any change of a weight changes; None for no network."
     if net is None: return None
     sha = hashlib.sha256()
@@ -122,7 +122,7 @@ def method_of(objective):
     taps = [list(at) if at is not None else None for at in (objective.at, objective.at_teacher)]
     return dict(terms={k: named(f) for k, f in objective.terms.items()}, taps=taps,
                 student=getattr(objective.student, 'spec', type(objective.student).__name__),
-                regressors=str(objective.regressors), teacher=fingerprint(objective.teacher))
+                regressors=str(objective.regressors), teacher=weights_hash(objective.teacher))
 
 def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
@@ -133,7 +133,7 @@ def identity(objective, pairs, recipe):
 
 def first_weights(objective):
     "A fingerprint of all weights that learn, to be taken before they do."
-    return hashlib.sha256(''.join(map(fingerprint, objective.learners().values())).encode()).hexdigest()[:12]
+    return hashlib.sha256(''.join(map(weights_hash, objective.learners().values())).encode()).hexdigest()[:12]
 
 # %% ../nbs/4_training/02_state.ipynb #c039
 def get_rng(device):

@@ -19,12 +19,12 @@ GRADIENTS = '''
 import sys, torch, torch.distributed as dist
 from lsfd.runs import Train, build
 from lsfd.distill import trainable
-from lsfd.train import Engine, forward, share
+from lsfd.train import Engine, forward, rank_batch
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
 objective, pairs, recipe = build(Train(profile='smoke', precision='fp32', device='cpu', method=sys.argv[2]))
 engine = Engine(objective, recipe)   # which DDP needs alive in the backward pass
-forward(engine.network, share(pairs, 0), 'fp32')['total'].backward()
+forward(engine.network, rank_batch(pairs, 0), 'fp32')['total'].backward()
 if dist.get_rank() == 0: torch.save([p.grad for p in trainable(objective)], sys.argv[1])
 dist.destroy_process_group()
 '''
