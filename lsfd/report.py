@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['CONVERGED', 'MARKS', 'of_paper', 'budgets', 'n_parameters', 'field_text', 'in_words', 'converged', 'means', 'spreads',
-           'marked', 'Page', 'markdown', 'latex']
+           'seeds_of', 'marked', 'Page', 'markdown', 'latex']
 
 # %% ../nbs/5_measuring/06_report.ipynb #753e1032
 import pandas as pd
 from .ledger import BUDGET
 from .metrics import Protocol
-from .models import DEMO, create_model
+from .models import ARCHS, DEMO, create_model
 
 # %% ../nbs/5_measuring/06_report.ipynb #2c683b73
 def of_paper(rows):
-    "The rows of whole methods on the paper's protocol; no studies, no bicubic."
+    "The rows of whole methods on the paper's protocol, of networks that the paper has; no studies, no bicubic."
     usual = rows.protocol == rows.scale.map(lambda scale: Protocol(scale=scale).label())
-    return rows[usual & ~rows.method.str.contains(': ') & (rows.role != 'bicubic')]
+    return rows[usual & rows.model.isin(ARCHS) & ~rows.method.str.contains(': ') & (rows.role != 'bicubic')]
 
 def budgets(
     rows,     # as from `ledger.read`
@@ -63,6 +63,10 @@ def spreads(group):
     "Method × benchmark: the standard deviation of PSNR over seeds; NaN for a single one."
     return group.groupby(['method', 'benchmark'], sort=False).psnr.std().unstack()
 
+def seeds_of(group):
+    "Method × benchmark: how many seeds a mean is over."
+    return group.groupby(['method', 'benchmark'], sort=False).seed.nunique().unstack()
+
 # %% ../nbs/5_measuring/06_report.ipynb #a34d588e
 MARKS = dict(markdown=('**{}**', '<u>{}</u>'), latex=(r'\textbf{{{}}}', r'\underline{{{}}}'))
 
@@ -70,12 +74,18 @@ def marked(
     table,            # method × benchmark, in dB
     form='markdown',  # or 'latex'
     spread=None,      # as from `spreads`
-    leave_out=('Teacher',)):   # rows that do not compete
+    leave_out=('Teacher',),    # rows that do not compete
+    seeds=None):      # as from `seeds_of`; None: all figures are over the same seeds
     "The table as text: three digits, the best figure of a column bold and the second best underlined, as the paper colours them."
-    text = table.map(lambda v: '–' if pd.isna(v) else f'{v:.3f}')
+    text, fewer = table.map(lambda v: '–' if pd.isna(v) else f'{v:.3f}'), pd.DataFrame(False, table.index, table.columns)
     if spread is not None: text += spread.reindex_like(table).map(lambda s: '' if pd.isna(s) else f' ± {s:.3f}')
+    if seeds is not None:
+        seeds = seeds.reindex_like(table)
+        fewer = seeds < seeds.max()
+        text = text.where(~(seeds < seeds.max(axis=None)), text + seeds.map(lambda n: '' if pd.isna(n) else f' ({n:.0f} seed{"s"*(n != 1)})'))
     for column in table:
-        ranks = table[column].drop(list(leave_out), errors='ignore').dropna().round(3).rank(ascending=False, method='min')
+        competing = table[column][~fewer[column]].drop(list(leave_out), errors='ignore')
+        ranks = competing.dropna().round(3).rank(ascending=False, method='min')
         for place, mark in enumerate(MARKS[form], 1):
             for method in ranks.index[ranks == place]: text.loc[method, column] = mark.format(text.loc[method, column])
     return text

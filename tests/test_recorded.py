@@ -77,11 +77,40 @@ def test_tables_keep_budgets_apart(tmp_path):
     assert set(ours.steps) == {2400, 9999} and set(ours.benchmark) == {'Set5', 'Urban100', 'photos'}
     assert len(table[table.ours.isna()]) == 240 - 8                                     # FAKD counts twice: with and without the star
 
+def test_other_scales_networks_and_unequal_seeds(tmp_path):
+    "Rows at ×3 and ×4, of EDSR, of teachers and of one's own network; a method with one seed beside others with three; two budgets."
+    def rows(scale, seeds, **more):
+        return [dict(scale=scale, protocol=Protocol(scale=scale).label(), method=m, seed=s, psnr=33 + s/10 + g, teacher='' if m == 'Student' else ROW['teacher'], benchmark_fingerprint=b, benchmark=b) | more
+                for b in ('Set5', 'B100') for m, g in {'Student': 0, 'LSFD': .1, 'FAKD': .3, 'AT': .2}.items() for s in (seeds if m != 'FAKD' else [0])]
+    made = rows(3, (0, 1, 2), steps=2400) + rows(3, (0,), steps=3000) + rows(4, (0,), steps=2400, model='edsr') + rows(2, (0,), steps=1600)
+    made += [dict(scale=4, protocol=Protocol(scale=4).label(), role='teacher', method='Teacher', teacher='', steps=6000, model='edsr', psnr=30.)]
+    made += [dict(steps=9000, model='Net', psnr=50.)]
+    text, table, space = page('tables', tmp_path, made)
+    assert len(space['groups']) == 4 and '13 of the 228 cells have a figure of ours, 215 have none.' in text
+    assert '8 rows of fewer than 2,000 steps (1,600) are in the ledger and not shown' in text and '50.000' not in text
+    by_steps = [g for g in space['groups'] if g.scale.iloc[0] == 3]
+    assert sorted(g.steps.iloc[0] for g in by_steps) == [2400, 3000]
+    three = space['beside'](next(g for g in by_steps if g.steps.iloc[0] == 2400))['Set5']['ours']
+    assert three['LSFD'] == '<u>33.200 ± 0.100</u>' and three['AT'] == '**33.300 ± 0.100**' and three['FAKD'] == '33.300 (1 seed)' and three['LFD'] == 'not measured'
+    ours = table[table.ours.notna()]
+    assert ours.groupby(['scale', 'steps']).ours.count().to_dict() == {(3, 2400): 10, (3, 3000): 10, (4, 2400): 8, (4, 6000): 1}     # FAKD has two lines in Table 2
+    assert 'AT +0.200 (all seeds), FAKD +0.300 (one seed), LSFD +0.100 (all seeds); 3 seeds' in text
+    assert '| Student | none | 2 of 4 | none | none | none | 2 of 4 | none | none | none |' in text
+    assert {'RCAN ×3', 'EDSR ×4'} == {g.model.iloc[0].upper() + f' ×{g.scale.iloc[0]}' for g in space['groups']}
+    space = {'__name__': '__main__', 'display': lambda *a: None}
+    for cell in read_nb(ROOT/'nbs/paper/claims.ipynb').cells:
+        if cell.cell_type != 'code': continue
+        exec(compile(cell.source, 'claims', 'exec'), space)
+        if 'parameters' in cell.metadata.get('tags', []): space.update(ledger=str(tmp_path/'ledger.jsonl'), out=str(tmp_path/'out'))
+    claims = pd.DataFrame(space['CLAIMS']).set_index('claim')
+    assert claims.verdict['LSFD is ahead of FAKD (RCAN, ×2).'] == 'cannot be said (no seeds)' and claims.verdict['LSFD helps SAN (×2).'] == 'cannot be said (no seeds)'
+
 def test_toy_rows_are_shown_as_what_they_are(tmp_path):
     toy = dict(profile='smoke', steps=6, benchmark='photos')
     rows = [toy | dict(method='Student', teacher='', psnr=25.), toy | dict(psnr=25.5), toy | dict(method='Teacher', role='teacher', teacher='', psnr=26., model='edsr')]
     images = [dict(image=i, method=m, psnr=p + i, **{k: ROW[k] for k in 'model role scale batch rate precision teacher data data_fingerprint protocol seed'.split()}, **toy)
               for m, p in dict(Student=25, LSFD=25.5).items() for i in range(3)]
+    images.append(images[0] | dict(method='FAKD'))                                      # of one image only: cannot be compared
     (tmp_path/'rcan_x2_seed0').mkdir()
     pd.DataFrame(images).assign(recipe='').to_csv(tmp_path/'rcan_x2_seed0/scores.csv', index=False)
     text, table, _ = page('tables', tmp_path, rows, least_steps=0)
