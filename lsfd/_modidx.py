@@ -137,6 +137,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lsfd.efficiency.Meter.__init__': ('5_measuring/efficiency.html#meter.__init__', 'lsfd/efficiency.py'),
                                  'lsfd.efficiency.Meter.__torch_dispatch__': ( '5_measuring/efficiency.html#meter.__torch_dispatch__',
                                                                                'lsfd/efficiency.py'),
+                                 'lsfd.efficiency.Meter._should_skip_dynamo': ( '5_measuring/efficiency.html#meter._should_skip_dynamo',
+                                                                                'lsfd/efficiency.py'),
                                  'lsfd.efficiency.Meter.add': ('5_measuring/efficiency.html#meter.add', 'lsfd/efficiency.py'),
                                  'lsfd.efficiency.Meter.keep': ('5_measuring/efficiency.html#meter.keep', 'lsfd/efficiency.py'),
                                  'lsfd.efficiency.check_image': ('5_measuring/efficiency.html#check_image', 'lsfd/efficiency.py'),

@@ -54,7 +54,7 @@ def run_notebook(name, run):
         if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt(e.evalue) from None
         raise RunError(f'{e.ename}: {e.evalue} (the notebook: {kept})') from None
     except RuntimeError as e: raise RunError(f'{e}: killed, or out of memory? What was saved is good, and the same command goes on from there') from None
-    except OSError as e: raise no_write(kept, e) from e
+    except OSError as e: raise no_write(e.filename or kept, e) from e
     print(f'→ {from_here(kept)}')
 
 # %% ../nbs/7_annexes/12a_commands.ipynb #l013

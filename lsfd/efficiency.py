@@ -156,6 +156,8 @@ def peak_memory(
 # %% ../nbs/5_measuring/05_efficiency.ipynb #a2d594f8
 class Meter(TorchDispatchMode):
     "Bytes of tensors made inside the block: `peak`, the most alive at a time, and `moved`, read and written by all `calls` of operations."
+    @classmethod
+    def _should_skip_dynamo(cls): return False   # it is not compiled, and PyTorch need not import its compiler to say so
     def __init__(self): super().__init__(); self.now = self.peak = self.moved = self.calls = 0; self.sizes = WeakIdKeyDictionary()
     def add(self, n): self.now += n; self.peak = max(self.peak, self.now)
 

@@ -9,7 +9,7 @@ __all__ = ['Different', 'Text', 'Names', 'Numbers', 'Place', 'Sources', 'File', 
            'named_files', 'files_or', 'assigned']
 
 # %% ../nbs/7_annexes/02_parameters.ipynb #p002
-import ast, errno, os, re, reprlib
+import ast, errno, os, re, reprlib, sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -164,8 +164,9 @@ def source(value):
     return f'{existing(file)}:{name}'
 
 def from_source(value):
-    "The object that 'FILE.py:NAME' names; the file is run for it."
+    "The object that 'FILE.py:NAME' names; the file is run for it, and may import those beside it."
     file, _, name = value.rpartition(':')
+    if (beside := str(Path(file).parent)) not in sys.path: sys.path.append(beside)
     space = dict(__name__=Path(file).stem, __file__=file)
     try: exec(compile(Path(file).read_bytes(), file, 'exec'), space)
     except Exception as e: raise ParameterError(f'{file} fails with {type(e).__name__}: {e}') from e

@@ -296,8 +296,8 @@ NOTEBOOKS = dict(train=Train, compare=Compare, evaluate=Evaluate, lam=Lam, explo
 def own_network(source, scale):
     "The network that FILE.py:NAME makes."
     make = from_source(source)
-    takes = inspect.signature(make).parameters
-    net = make(scale=scale) if 'scale' in takes else make()
+    try: net = make(**dict(scale=scale) if 'scale' in inspect.signature(make).parameters else {})
+    except Exception as e: raise ParameterError(f'{source} makes no network ({type(e).__name__}: {e}): all it may be given is `scale`') from e
     if not isinstance(net, torch.nn.Module): raise ParameterError(f'{source} makes a {type(net).__name__}, not a torch.nn.Module')
     if not hasattr(net, 'spec'): net.spec = dict(arch=source.rpartition('/')[2], scale=scale)
     if stated_scale(net) is None: net.scale = scale_of(net) or scale
@@ -319,7 +319,7 @@ def open_network(path, source=''):
     return net.eval()
 
 def open_networks(run):
-    "`{name: network}` of a run's checkpoints, of one's own class where lsfd knows none."
+    "`{name: network}` of a run's checkpoints, of one's own class if one is named."
     def opened(path):
         try: return load_model(path)
         except ModelError:
