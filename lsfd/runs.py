@@ -319,7 +319,7 @@ def open_network(path, source=''):
     return net.eval()
 
 def open_networks(run):
-    "`{name: network}` of a run's checkpoints, of one's own class where lsfd knows none."
+    "`{name: network}` of a run's checkpoints, of one's own class if one is named."
     def opened(path):
         try: return load_model(path)
         except ModelError:

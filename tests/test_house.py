@@ -177,6 +177,14 @@ def test_style(name):
     assert longest <= 40, f'an export cell of {longest} lines'
     assert statistics.median([n for n in lines.values() if n] or [0]) <= 6, 'cells too long to read'
 
+WORDS = re.compile(r'(?<![\w.])(asks?|asked|asking|tells?|told|knows|boss|pupil)\b|^Next: ', re.M)
+
+@each(NBS)
+def test_words(name):
+    texts = [FENCED.sub('', text) for text in sources(NBS[name], 'markdown')] + sources(NBS[name])
+    found = [text[max(0, m.start() - 40):m.end() + 20] for text in texts for m in WORDS.finditer(text)]
+    assert not found, f'{found}: networks and files do not ask, tell or know, and a link says what is behind it'
+
 @each(name for name in COMPONENTS if name[0] in '123456')
 def test_length_of_notebook(name):
     n = len(NBS[name]['cells'])

@@ -76,6 +76,7 @@ def run_component(path, tmp):
 def smoke(parameters, tmp):
     "What a run notebook is given: of these names, those that it declares."
     wanted = dict(profile='smoke', out=tmp/'run') | ({'ledger': tmp/'ledger.jsonl'} if 'profile' in parameters else {})   # the others only read it
+    if 'images' in parameters: wanted['images'] = 2        # of a set that may be large
     if 'checkpoint' in parameters:
         bundled = sorted(ROOT.glob('data/checkpoints/*.safetensors'))
         if not bundled: pytest.skip('no checkpoint under data/checkpoints')

@@ -100,6 +100,7 @@ def test_what_is_done_again(clone):
 
 def test_a_job_that_dies(clone):
     text, status, done = snakemake(clone, TABLES, FAILS='compare')
+    assert 'A job has failed.' in text and 'the same command goes on' in text
     assert status and 'train' in done and not (clone/STUDENTS/'compare.ipynb').exists() and not (clone/'runs/grid/smoke/ledger.jsonl').exists()
     assert (clone/'runs/grid/smoke/rcan_teacher_x3/teacher.safetensors').read_text() == 'weights'
     job = start(clone, TABLES, SLOW='compare')
