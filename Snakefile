@@ -61,6 +61,9 @@ def missing():
 
 if workflow.is_main_process: print(estimate(list(missing()), P), file=sys.stderr)
 
+onerror: print("A job has failed. Its error is above, the last lines of what its notebook printed. All that is done is kept: once the cause is gone,"
+               " the same command goes on, trainings from the state they saved last; --unlock first if it was killed.", file=sys.stderr)
+
 rule all:
     input: expand(f"{OUT}/figures/{{name}}.ipynb", name=GIVEN)
 

@@ -154,7 +154,9 @@ def main(words):
     "COMMAND …, or first `fresh FOLDER PART … --`."
     if words[0] == 'fresh':
         end = words.index('--')
-        fresh(*words[1:end]); words = words[end + 1:]
+        try: fresh(*words[1:end])
+        except OSError as e: return f'{e}. Nothing was started; call the same command again'   # a full disk, a folder of another user
+        words = words[end + 1:]
     return run(words)
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main(sys.argv[1:]))   # python -m lsfd.workflow …

@@ -16,7 +16,7 @@ ROOT, NBS = CONFIG.config_path, CONFIG.nbs_path
 NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
 MINUTES = 10
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['matplotlib.pyplot', 'nbdev.test', 'pandas', 'papermill', 'pytest', 'torch'])
+SERVER.set_forkserver_preload(['matplotlib.pyplot', 'nbdev.test', 'pandas', 'papermill', 'pytest', 'scipy.stats', 'seaborn', 'torch', 'torch._dynamo'])
 
 # --- stored outputs: the text that a cell prints is what is stored, its figures within a tolerance, timings and memory excepted
 
@@ -76,6 +76,7 @@ def run_component(path, tmp):
 def smoke(parameters, tmp):
     "What a run notebook is given: of these names, those that it declares."
     wanted = dict(profile='smoke', out=tmp/'run') | ({'ledger': tmp/'ledger.jsonl'} if 'profile' in parameters else {})   # the others only read it
+    if 'images' in parameters: wanted['images'] = 2        # of a set that may be large
     if 'checkpoint' in parameters:
         bundled = sorted(ROOT.glob('data/checkpoints/*.safetensors'))
         if not bundled: pytest.skip('no checkpoint under data/checkpoints')

@@ -93,7 +93,7 @@ jupyter_hooks = {c['jupyter_hooks']}
 [tool.pytest.ini_options]
 testpaths = ["tests"]
 pythonpath = ["tools"]
-addopts = "-rs -n 2"
+addopts = "-rs -n 2 --dist worksteal"
 '''
 
 def environment(c): return f'''# Written by tools/sync_settings.py: edit settings.ini
