@@ -48,3 +48,6 @@ def main(words=None):
         if not of_ours(e): raise
         print('lsfd:', ' '.join(str(e).split()), file=sys.stderr)
         return 2
+
+# %% ../nbs/7_annexes/12_cli.ipynb #l091
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())   # python -m lsfd.cli

@@ -15,7 +15,7 @@ from lsfd.bench import note, noted
 from lsfd.cli import main
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.folders import DataError
-from lsfd.distill import METHODS, Distill
+from lsfd.distill import METHODS, Distill, Group
 from lsfd.models import create_model
 from lsfd.recipe import Recipe
 from lsfd.runs import Train
@@ -69,7 +69,7 @@ def child(work, *args, wait=None, send=None):
     p.join(60); assert p.exitcode is not None, 'hangs'
     return p.exitcode
 
-def continues(what, out, whole):
+def continues(what, out, whole, train=train):
     "The same call goes on and ends as an undisturbed run does, and leaves nothing behind."
     code = child(train, out)
     left = {p.name for p in out.iterdir()} - {*STATES, 'log.jsonl', '.lock', 'filler'}
@@ -83,6 +83,22 @@ def test_kills_at_random(tmp_path, whole):
         out, sent = tmp_path/f'{i}', rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         for _ in range(2): child(train, out, wait=rng.uniform(0, .4), send=sent)
         continues('runs killed at random, twice each', out, whole)
+
+def distilled(method, teacher):
+    torch.manual_seed(0); net = create_model('rcan_student', n_groups=3, n_blocks=1, n_feats=8, reduction=4)
+    return Distill(net, teacher, **METHODS[method])
+
+@pytest.mark.parametrize('kind', ['bf16', 'group'])
+def test_kills_of_distilled_students(kind, tmp_path):
+    "With a teacher and regressors, in half precision; and several at once."
+    teacher, rng = create_model('rcan_teacher', n_groups=3, n_blocks=1, n_feats=8, reduction=4), random.Random(0)
+    recipe = Recipe(steps=12, rate=1e-3, log_every=2, save_every=3, precision='bf16' if kind == 'bf16' else 'fp32')
+    def train(out): list(fit(distilled('LSFD', teacher) if kind == 'bf16' else Group({m: distilled(m, teacher) for m in ('FAKD', 'LSFD')}), pairs(), recipe, out))
+    train(tmp_path/'whole'); whole = ended(tmp_path/'whole')
+    assert [row['step'] for row in whole[1]] == [2, 4, 6, 8, 10, 12]
+    for i in range(2*TIMES):
+        for _ in range(2): child(train, tmp_path/f'{i}', wait=rng.uniform(.1, .8), send=signal.SIGKILL)
+        continues('runs killed at random, twice each', tmp_path/f'{i}', whole, train)
 
 def at_event(n, act):
     "Have `act` called in place of the n-th time that this process syncs or renames a file."

@@ -16,7 +16,7 @@ ROOT, NBS = CONFIG.config_path, CONFIG.nbs_path
 NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
 MINUTES = 10
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['matplotlib.pyplot', 'nbdev.test', 'pandas', 'papermill', 'pytest', 'torch'])
+SERVER.set_forkserver_preload(['matplotlib.pyplot', 'nbdev.test', 'pandas', 'papermill', 'pytest', 'scipy.stats', 'seaborn', 'torch', 'torch._dynamo'])
 
 # --- stored outputs: the text that a cell prints is what is stored, its figures within a tolerance, timings and memory excepted
 

@@ -20,48 +20,7 @@ ROOT = get_config(Path(__file__).parent).config_path
 TEACHER = str(ROOT/'data/checkpoints/rcan_teacher_demo_x2.safetensors')
 torch.set_num_threads(1)
 
-# --- killed and resumed
-
-JOB = '''
-import sys, torch
-from lsfd.data import PatchPairs, sample_photos
-from lsfd.distill import Distill, METHODS
-from lsfd.models import create_model
-from lsfd.train import Recipe, fit
-torch.set_num_threads(1); torch.manual_seed(0)
-sizes = dict(n_groups=3, n_blocks=1, n_feats=8, reduction=4)
-objective = Distill(create_model('rcan_student', **sizes), create_model('rcan_teacher', **sizes), **METHODS['LSFD'])
-pairs = PatchPairs({k: v[:128, :128] for k, v in sample_photos().items()}, lr_patch=24, batch=4)
-for log in fit(objective, pairs, Recipe(steps=60, rate=1e-3, precision='bf16', log_every=4, save_every=6), sys.argv[1]): print(log['step'], flush=True)
-'''
-
-def job(out, kill_at=None):
-    "Run JOB; with `kill_at`, send SIGKILL as soon as that step has been logged. Returns the steps it printed."
-    with subprocess.Popen([sys.executable, '-c', JOB, out], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')) as p:
-        steps = []
-        for line in p.stdout:
-            steps.append(int(line))
-            if steps[-1] == kill_at: p.send_signal(signal.SIGKILL); break
-        p.stdout.read(); code = p.wait()
-    assert code == (-signal.SIGKILL if kill_at else 0)
-    return steps
-
 def rows(out): return [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (out/'log.jsonl').read_text().splitlines()]
-
-@pytest.mark.faults
-def test_killed_run_continues_bit_for_bit(tmp_path):
-    whole, cut = tmp_path/'whole', tmp_path/'cut'
-    job(whole)
-    job(cut, kill_at=16)
-    assert torch.load(cut/'run.pt', weights_only=True)['at']['step'] < 60      # it really was cut short
-    again = job(cut, kill_at=40) + job(cut)
-    assert again[0] > 4 and again[-1] == 60                               # went on, did not start over
-    a, b = (torch.load(d/'run.pt', weights_only=True) for d in (whole, cut))
-    for part in 'student', 'regressors':
-        assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][k], b[part][k]) for k in a[part])
-    assert all(torch.equal(x['exp_avg_sq'], y['exp_avg_sq']) for x, y in zip(a['optimiser']['state'].values(), b['optimiser']['state'].values()))
-    assert rows(whole) == rows(cut)
-    assert [r['step'] for r in rows(cut)] == list(range(4, 61, 4))        # no row lost, none twice
 
 # --- the recipe
 
@@ -129,9 +88,9 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name, first, then', [
     ('lam', dict(), dict(window=20)), ('explore', dict(), dict(image='chelsea')), ('evaluate', dict(checkpoint=TEACHER), dict(inference='tiles')),
     ('train', dict(steps=2), dict(seed=1, steps=2)), ('compare', dict(steps=2, methods='Student,Logits'), dict(steps=2, methods='Student,LSFD'))])
-def test_all_cells_run_again_in_one_kernel(name, first, then, tmp_path):
+def test_all_cells_run_again_in_one_kernel(name, first, then, tmp_path, small):
     "Someone edits a parameter and runs all cells again; and a start-up file of IPython has left a variable."
-    space, usual = dict(DEBUG=False, rows=3), {} if name == 'evaluate' else dict(profile='smoke')
+    space, usual = dict(DEBUG=False, rows=3), ({} if name == 'evaluate' else dict(profile='smoke')) | ({} if name in ('lam', 'explore') else dict(benchmark=small))
     for turn, given in enumerate((first, first | then)):
         space = notebook(f'{name}.ipynb', space, **usual | dict(out=str(tmp_path/str(turn))) | given)
 
@@ -157,6 +116,13 @@ def photo(path, h=120, w=140, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), 'uint8')).save(path)
     return path
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "A folder of two small photos to score on."
+    folder = tmp_path_factory.mktemp('small')
+    for name in 'chelsea', 'coffee': Image.fromarray(sample_photos('valid')[name][80:176, 100:228]).save(folder/f'{name}.png')
+    return str(folder)
 
 def folder(tmp, kind):
     "A folder of images with something wrong."
@@ -249,12 +215,12 @@ def test_evaluate_says_how_it_was_done(inference, label, tmp_path):
     assert re.search(label, space['scores'][0].protocol.label()) and re.search(label, (tmp_path/'out'/'scores.csv').read_text())
 
 @pytest.mark.parametrize('given', [dict(model='edsr'), dict(model='san'), dict(method='Student', seed=1), dict(role='teacher', scale=3), dict(method='FAKD+FFT'), dict(method='DUKD'), dict(method='ECO'), dict(method='Logits+SFD'), dict(method='Student', init='teacher')], ids=str)
-def test_other_runs_end_well(given, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    space = notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)
+def test_other_runs_end_well(given, tmp_path, monkeypatch, small):
+    monkeypatch.chdir(tmp_path); given = dict(profile='smoke', steps=2, benchmark=small, out='a run', ledger=str(tmp_path/'l.jsonl')) | given
+    space = notebook('train.ipynb', **given)
     assert space['file'].is_file() and len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
     before = (Path('a run')/'log.jsonl').read_text()
-    notebook('train.ipynb', **dict(profile='smoke', steps=2, out='a run', ledger=str(tmp_path/'l.jsonl')) | given)      # a finished run: nothing to do
+    notebook('train.ipynb', **given)      # a finished run: nothing to do
     assert (Path('a run')/'log.jsonl').read_text() == before and len((tmp_path/'l.jsonl').read_text().splitlines()) == 1
 
 def own_files(tmp):
@@ -279,9 +245,9 @@ def test_a_checkpoint_of_an_own_network(name, tmp_path, monkeypatch):
     assert name == 'evaluate' and space['net'].scale == 2 or {k: n.scale for k, n in space['networks'].items()} == dict(mine=2, teacher=2)
     with pytest.raises(ModelError, match='mine.pt neither EDSR'): notebook(f'{name}.ipynb', out='out', **given)
 
-def test_a_run_leaves_the_committed_ledger_alone(tmp_path):
+def test_a_run_leaves_the_committed_ledger_alone(tmp_path, small):
     before = (ROOT/'data/ledger.jsonl').read_bytes()
-    notebook('train.ipynb', profile='smoke', steps=2, out=str(tmp_path/'run'))
+    notebook('train.ipynb', profile='smoke', steps=2, benchmark=small, out=str(tmp_path/'run'))
     assert (ROOT/'data/ledger.jsonl').read_bytes() == before and (tmp_path/'run/ledger.jsonl').exists()
 
 def test_papermill_reports_the_error(tmp_path):
@@ -290,8 +256,8 @@ def test_papermill_reports_the_error(tmp_path):
     assert r.returncode and 'modle is not a parameter' in r.stderr
 
 @pytest.mark.faults
-def test_a_fresh_run_in_two_processes_is_scored(tmp_path):
-    given = dict(profile='smoke', precision='fp32', device='cpu', processes=2, resume=False, out=str(tmp_path/'run'), ledger=str(tmp_path/'l.jsonl'))
+def test_a_fresh_run_in_two_processes_is_scored(tmp_path, small):
+    given = dict(profile='smoke', benchmark=small, precision='fp32', device='cpu', processes=2, resume=False, out=str(tmp_path/'run'), ledger=str(tmp_path/'l.jsonl'))
     assert notebook('train.ipynb', **given)['file'].is_file()
     assert count('two processes, resume=False: scored', len((tmp_path/'l.jsonl').read_text().splitlines()) == 1)
     with pytest.raises(RuntimeError, match='already holds a run'): notebook('train.ipynb', **given)
@@ -306,8 +272,8 @@ def of(mark):
 @pytest.mark.faults
 @pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs /proc to find the kernel')
 @pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][:1 if TIMES == 1 else 3])
-def test_papermill_is_killed_and_run_again(sent, tmp_path):
-    given = dict(profile='smoke', precision='fp32', device='cpu', steps=24, method='Student')
+def test_papermill_is_killed_and_run_again(sent, tmp_path, small):
+    given = dict(profile='smoke', benchmark=small, precision='fp32', device='cpu', steps=24, method='Student')
     cut, whole = (given | dict(out=str(tmp_path/name)) for name in ('cut', 'whole'))
     words = [w for k, v in cut.items() for w in ('-p', k, str(v))]
     with subprocess.Popen([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', tmp_path/'out.ipynb', '-k', 'python3', *words], cwd=ROOT, env=os.environ | dict(MARK=str(tmp_path), OMP_NUM_THREADS='1'),
