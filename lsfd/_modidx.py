@@ -359,6 +359,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lsfd.layers.StaysFp32': ('3_networks/layers.html#staysfp32', 'lsfd/layers.py'),
                              'lsfd.layers.StaysFp32._apply': ('3_networks/layers.html#staysfp32._apply', 'lsfd/layers.py'),
                              'lsfd.layers.conv3': ('3_networks/layers.html#conv3', 'lsfd/layers.py'),
+                             'lsfd.layers.drawn': ('3_networks/layers.html#drawn', 'lsfd/layers.py'),
+                             'lsfd.layers.fill_by_name': ('3_networks/layers.html#fill_by_name', 'lsfd/layers.py'),
                              'lsfd.layers.fp32': ('3_networks/layers.html#fp32', 'lsfd/layers.py'),
                              'lsfd.layers.upsampler': ('3_networks/layers.html#upsampler', 'lsfd/layers.py'),
                              'lsfd.layers.without_autocast': ('3_networks/layers.html#without_autocast', 'lsfd/layers.py')},
