@@ -422,6 +422,18 @@ def test_a_step_without_memory_names_the_remedy(tmp_path):
         except RunError as e: assert 'use a smaller batch or lr_patch' in str(e), e; os._exit(7)
     assert count('limits of memory: named, or tiles', child(job) == 7)
 
+def test_a_map_without_memory_names_the_remedy():
+    def job():
+        import resource
+        from lsfd.lam import LAMError, lam
+        net, lr = create_model('edsr_student', n_feats=64, n_blocks=8), torch.rand(1, 3, 256, 256)*255
+        lam(net, lr[..., :24, :24], 4, 4, folds=2)
+        used = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 100*10**6,)*2)
+        try: lam(net, lr, 4, 4, folds=2)
+        except LAMError as e: assert 'take a smaller part of the picture (around, context), or batch=1' in str(e), e; os._exit(7)
+    assert count('limits of memory: named, or tiles', child(job) == 7)
+
 # --- servers
 
 IMAGES = {f'HR/{k}.png': v for k, v in PHOTOS.items()}
