@@ -17,7 +17,7 @@ HOME = ROOT/'data/checkpoints'
 
 def card(path):
     net = load_model(path)
-    made = dict(command=command(net.spec['arch'])) if 'teacher' in path.name else {}
+    made = dict(command=command(net.spec['arch'])) if 'teacher' in path.name and 'command' not in net.about else {}
     return f'## {path.relative_to(HOME)}\n\n{facts(net, **made, file=f"{path.stat().st_size/1e6:.2f} MB, fp16")}\n'
 
 HEAD = '''<!-- Written by tools/cards.py from the files beside it -->
