@@ -58,9 +58,9 @@ def test_help_is_what_the_declarations_say(lsfd, command, says):
     'no checkpoint':       (['evaluate', 'none.pt'], 'no file at'),
     'found by a notebook': (['evaluate', '--benchmark', 'photos', '--device', 'cpu', '--inference', 'tiles 0+1', '--out', 'o'], 'tiles 0+1'),
     'no image':            (['upscale', 'mine.txt'], 'no file mine.txt'),
-    'no such device':      (['upscale', 'photos', '--device', 'gpu'], "choose auto, cpu, cuda or mps, not 'gpu'"),
+    'no such device':      (['upscale', 'photos', '--device', 'gpu', '--out', 'none'], "choose auto, cpu, cuda or mps, not 'gpu'"),
     'no such network':     (['taps', 'my_net.py:Net'], 'no file at'),
-    'no such way':         (['upscale', 'photos', '--inference', 'tilez'], "or as in 'tiles 256+32', not 'tilez'"),
+    'no such way':         (['upscale', 'photos', '--inference', 'tilez', '--out', 'none'], "or as in 'tiles 256+32', not 'tilez'"),
     'no format':           (['export', 'checkpoints/rcan_student_demo_x2.safetensors', '--to', 'gif'], "no format 'gif': choose one of onnx, torch, fp16"),
 }.values(), ids=str)
 def test_one_clear_line(lsfd, words, says):
