@@ -35,7 +35,7 @@ def near(a, b):
     if VARIES.search(a) and VARIES.search(b): return True
     if NUMBER.sub('#', a) != NUMBER.sub('#', b): return False
     values = zip(*([float(n.replace(',', '').replace('−', '-')) for n in NUMBER.findall(line)] for line in (a, b)))
-    return all(math.isclose(x, y, rel_tol=.05, abs_tol=.02) for x, y in values)
+    return all(math.isclose(x, y, rel_tol=.05, abs_tol=.01) for x, y in values)
 
 def differences(stored, ran):
     "A line for each cell of `stored` that shows something else when it is run."

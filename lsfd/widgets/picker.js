@@ -1,4 +1,4 @@
-// A photo with a square window on it. The window is drawn, moved and resized by pointers and keys; Python is told when a pointer is released.
+// A photo with a square window on it. The window is drawn, moved and resized by pointers and keys; Python hears of it when a pointer is released.
 export default { render({model, el}) {
   const pick = el.appendChild(document.createElement('div'));
   const add = (tag, name) => pick.appendChild(Object.assign(document.createElement(tag), {className: name}));
