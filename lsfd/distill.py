@@ -121,7 +121,7 @@ class Distill(nn.Module):
         self.scale, pairs = check_pair(student, teacher, self.at, self.at_teacher)
         self.student, self.teacher, self.terms = student, teacher, dict(terms)
         self.regressors = nn.ModuleList(regressor(*p) for p in pairs if regressor)
-        self.register_buffer('progress', torch.zeros(()) if scheduled else None, persistent=False)   # a function of the step
+        self.register_buffer('progress', torch.zeros((), device=like(student).device) if scheduled else None, persistent=False)   # a function of the step
         if teacher is not None: check_range(teacher.requires_grad_(False))
         try: self.train()
         except NotImplementedError: raise ValueError('an exported program has no modes and no gradient of its weights: give the network that it was made of') from None

@@ -154,7 +154,7 @@ def _parts(objective, optimiser):
 
 def circumstances(device, optimiser=None):
     "What changes the last bits of a result and nothing else."
-    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__), engine=getattr(optimiser, 'kind', 'eager')) | (
+    return dict(device=device.type, processes=world()[1], torch=str(torch.__version__), engine=getattr(optimiser, 'chosen', 'eager')) | (
         dict(threads=torch.get_num_threads()) if device.type == 'cpu' else {})
 
 def save_run(folder, objective, optimiser, ident, at):

@@ -6,10 +6,9 @@
 __all__ = ['forward', 'update', 'clip_gradients', 'Average', 'shares', 'unnoticed']
 
 # %% ../nbs/4_training/03_step.ipynb #a002
-import math, torch
+import copy, math, torch
 from contextlib import contextmanager
 from torch import nn
-from torch.optim import swa_utils
 from .distill import gradient_norms, trainable
 from .state import RunError, get_rng, set_rng
 
@@ -34,15 +33,24 @@ def clip_gradients(objective, norm):
 
 # %% ../nbs/4_training/03_step.ipynb #c094
 class Average:
-    "A moving average of the weights of an objective's students."
+    "A moving average of the weights of an objective's students; nothing in it waits for a GPU, as `AveragedModel` does."
     def __init__(self, objective, decay):
         self.students = nn.ModuleList(d.student for d in getattr(objective, 'objectives', [objective]))
-        self.average = swa_utils.AveragedModel(self.students, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay))
+        self.average, self.decay, self.steps = copy.deepcopy(self.students).requires_grad_(False), decay, 0
 
-    def update(self): self.average.update_parameters(self.students)
-    def keep(self): self.students.load_state_dict(self.average.module.state_dict())
-    def state_dict(self): return self.average.state_dict()
-    def load_state_dict(self, state): self.average.load_state_dict(state)
+    @torch.no_grad()
+    def update(self):
+        new, old = list(self.students.parameters()), list(self.average.parameters())
+        if self.steps: torch._foreach_lerp_(old, new, 1 - self.decay)
+        else: torch._foreach_copy_(old, new)
+        for a, b in zip(self.average.buffers(), self.students.buffers()): a.copy_(b)
+        self.steps += 1
+
+    def keep(self): self.students.load_state_dict(self.average.state_dict())
+    def state_dict(self): return dict(n_averaged=torch.tensor(self.steps)) | {f'module.{k}': v for k, v in self.average.state_dict().items()}
+    def load_state_dict(self, state):
+        self.average.load_state_dict({k.removeprefix('module.'): v for k, v in state.items() if k != 'n_averaged'})
+        self.steps = int(state['n_averaged'])
 
 # %% ../nbs/4_training/03_step.ipynb #c059
 def shares(objective, losses, first=True):
