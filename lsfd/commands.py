@@ -8,7 +8,6 @@ __all__ = ['train', 'compare', 'evaluate', 'lam', 'passed_on', 'run_notebook', '
 
 # %% ../nbs/7_annexes/12a_commands.ipynb #l002
 import inspect, os, psutil, re, signal, subprocess, sys, time
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -27,19 +26,17 @@ from .reading import read_image, write_image
 from .runs import Compare, Evaluate, Lam, Train, device_of, open_network, own_network
 from .system import bundled, no_write, repo_root, write_atomically
 from .taps import taps_of
-from .train import RunError
+from .train import RunError, on_signals
 
 # %% ../nbs/7_annexes/12a_commands.ipynb #l011
-@contextmanager
 def passed_on():
     "Within, a first SIGINT or SIGTERM interrupts the kernel and not this process."
-    def pass_on(number, frame):
-        for s, was in old.items(): signal.signal(s, was)
+    came = []
+    def act(name):
+        if came: raise KeyboardInterrupt
+        came.append(name)
         for child in psutil.Process().children(): child.send_signal(signal.SIGINT)
-    old = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield
-    finally:
-        for s, was in old.items(): signal.signal(s, was)
+    return on_signals(act)
 
 def run_notebook(name, run):
     "Execute `nbs/<name>.ipynb` for checked parameters; it stays in the folder of the results."

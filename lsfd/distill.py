@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'RESERVED', 'outputs', 'StepOutputs', 'dry_run', 'dry_runs', 'check_pair', 'check_weights', 'check_terms',
-           'check_loss', 'Distill', 'trainable', 'Group', 'norm', 'gradient_norms', 'METHODS']
+           'check_loss', 'Distill', 'trainable', 'Group', 'members', 'norm', 'gradient_norms', 'METHODS']
 
 # %% ../nbs/1_method/09_distill.ipynb #c002
 import torch
@@ -186,6 +186,9 @@ class Group(nn.Module):
     def learners(self):
         "As for `Distill`, with the member's name before: 'NAME/student', 'NAME/regressors'."
         return {f'{name}/{k}': m for name, d in self.members.items() for k, m in d.learners().items()}
+
+# %% ../nbs/1_method/09_distill.ipynb #e006
+def members(objective): return list(getattr(objective, 'objectives', [objective]))   # of a Group, or the one
 
 # %% ../nbs/1_method/09_distill.ipynb #c064
 def norm(gradients):

@@ -258,8 +258,6 @@ class Fig1(Parameters):
     around: int = Field(96, ge=32, lt=10**5, description='side of the part of an image that the networks see')
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
-    check = model_validator(mode='after')(folder_there)
-
 class Fig1Causal(Figs2_3):
     "The parameters of `nbs/paper/fig1_causal.ipynb`."
     profile: Measure = Field('measure', description="'measure' (minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")

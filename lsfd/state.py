@@ -14,7 +14,7 @@ import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from .distill import Group, trainable
+from .distill import Group, members, trainable
 from .recipe import Recipe
 from .system import holder_of, me, read_rows, take_all, write_atomically, zip_fault
 
@@ -128,7 +128,7 @@ def identity(objective, pairs, recipe):
     "What must not change between a run and its continuation, as plain JSON; how often it logs and saves, and what runs a step, may."
     drawn = dict(batch=pairs.n, lr_patch=pairs.lr_patch, flip=pairs.flip, rotate=pairs.rotate, seed=pairs.seed)
     recipe = {k: v for k, v in (dict(recipe) | drawn).items() if k not in ('engine', 'log_every', 'save_every')}
-    scheduled = any(d.progress is not None for d in getattr(objective, 'objectives', [objective]))
+    scheduled = any(d.progress is not None for d in members(objective))
     return json.loads(json.dumps(dict(recipe=recipe, **method_of(objective), data=pairs.fingerprint) | (dict(schedule=f'over {recipe["steps"]} steps') if scheduled else {})))
 
 def first_weights(objective):
@@ -159,13 +159,13 @@ def circumstances(device, optimiser=None):
 
 def save_run(folder, objective, optimiser, ident, at):
     "Write everything a run needs to go on, in one step; weights that are not finite are never saved."
-    weights, members = trainable(objective), getattr(objective, 'members', {})
+    weights, group = trainable(objective), getattr(objective, 'members', {})
     if not all(p.isfinite().all() for p in weights):
         raise RunError(f'the weights are no longer finite at step {at.step}. What was saved before is good: lower the rate')
     spec = lambda d: getattr(d.student, 'spec', None)
     state = {k: m.state_dict() for k, m in _parts(objective, optimiser).items()}
     state |= dict(format=FORMAT, ident=ident, at=vars(at) | dict(rows=[dict(r) for r in at.rows]), rng=get_rng(weights[0].device), under=circumstances(weights[0].device, optimiser),
-                  spec={name: spec(d) for name, d in members.items()} if members else spec(objective))
+                  spec={name: spec(d) for name, d in group.items()} if group else spec(objective))
     def write(tmp):
         torch.save(state, tmp)
         if fault := zip_fault(tmp): raise RuntimeError(f'{tmp.name} reads back damaged: {fault}')

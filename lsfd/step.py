@@ -9,7 +9,7 @@ __all__ = ['forward', 'update', 'clip_gradients', 'Average', 'shares', 'unnotice
 import copy, math, torch
 from contextlib import contextmanager
 from torch import nn
-from .distill import gradient_norms, trainable
+from .distill import gradient_norms, members, trainable
 from .state import RunError, get_rng, set_rng
 
 # %% ../nbs/4_training/03_step.ipynb #c054
@@ -29,13 +29,13 @@ def update(optimiser, losses, clip=None):   # clip: called between the two
 # %% ../nbs/4_training/03_step.ipynb #c091
 def clip_gradients(objective, norm):
     "Scale down each objective's gradient, if its L2 norm is larger."
-    for d in getattr(objective, 'objectives', [objective]): nn.utils.clip_grad_norm_(trainable(d), norm)
+    for d in members(objective): nn.utils.clip_grad_norm_(trainable(d), norm)
 
 # %% ../nbs/4_training/03_step.ipynb #c094
 class Average:
     "A moving average of the weights of an objective's students; nothing in it waits for a GPU, as `AveragedModel` does."
     def __init__(self, objective, decay):
-        self.students = nn.ModuleList(d.student for d in getattr(objective, 'objectives', [objective]))
+        self.students = nn.ModuleList(d.student for d in members(objective))
         self.average, self.decay, self.steps = copy.deepcopy(self.students).requires_grad_(False), decay, 0
 
     @torch.no_grad()

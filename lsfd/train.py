@@ -11,6 +11,7 @@ import signal, threading, time, torch
 import torch.distributed as dist
 from contextlib import contextmanager, nullcontext
 from torch.func import functional_call
+from .distill import members
 from .recipe import *
 from .state import *
 from .step import *
