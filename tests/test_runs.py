@@ -144,7 +144,7 @@ BAD = {
     'no boolean':      (dict(resume='maybe'), "resume='maybe': input should be a valid boolean"),
     'negative steps':  (dict(steps=-3), 'steps=-3: input should be greater than or equal to 1'),
     'no such device':  (dict(device='gpu'), "device='gpu': choose auto, cpu, cuda or mps"),
-    'no teacher':      (dict(scale=3), 'needs a rcan teacher ×3'),
+    'no teacher':      (dict(model='san', scale=3), 'needs a san teacher ×3'),
     'lost teacher':    (dict(teacher='nowhere.safetensors'), "teacher='nowhere.safetensors': no file at"),
     'other teacher':   (dict(scale=3, teacher=TEACHER), 'is ×2, the run ×3'),
     'missing folder':  (dict(data='nowhere'), 'nowhere'),

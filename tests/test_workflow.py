@@ -34,7 +34,7 @@ STUDENTS = 'runs/grid/smoke/rcan_x3_seed0'
 @pytest.fixture
 def clone(tmp_path):
     "A copy of what the workflow needs, with a small grid and the papermill above."
-    for name in ('lsfd', 'nbs', 'data', 'profiles'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '*.png', 'san*.safetensors', 'edsr*.safetensors'))
+    for name in ('lsfd', 'nbs', 'data', 'profiles'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '*.png', 'san*.safetensors', 'edsr*.safetensors', '*_x3.safetensors'))
     shutil.copy(ROOT/'Snakefile', tmp_path)
     (tmp_path/'grid.yaml').write_text('smoke:\n' + ''.join(f'  {line}\n' for line in GRID.splitlines()))
     (tmp_path/'bin').mkdir()
