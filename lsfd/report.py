@@ -21,12 +21,12 @@ def of_paper(rows):
 def budgets(
     rows,     # as from `ledger.read`
     also=()): # more columns that must agree
-    "The rows in groups of one budget, those with students, most methods and most steps first; repeated rows once."
+    "The rows in groups of one budget: students first, most trainings (a method with a seed) first; repeated rows once."
     keys, others = [*BUDGET, *also], [c for c in (*BUDGET, *also) if c != 'teacher']
     teacher = rows.groupby(others, dropna=False).teacher.transform(lambda t: t.replace('', max(t)))
     rows = rows.assign(teacher=teacher).drop_duplicates(['method', 'seed', 'benchmark', *keys], keep='last')
     groups = [group for _, group in rows.groupby(keys, dropna=False, sort=False)]
-    return sorted(groups, reverse=True, key=lambda g: (g.role.iloc[0] == 'student', g.method.nunique(), g.steps.iloc[0], g.seed.nunique()))
+    return sorted(groups, reverse=True, key=lambda g: (g.role.iloc[0] == 'student', len(g[['method', 'seed']].drop_duplicates()), g.steps.iloc[0]))
 
 # %% ../nbs/5_measuring/06_report.ipynb #aaa205e9
 def n_parameters(row):
