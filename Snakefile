@@ -23,7 +23,7 @@ SHOWN = ("lsfd.lam", "lsfd.lamplots", "lsfd.causal", "lsfd.explore", "lsfd.plots
 TRAINED = ("lsfd.train", "lsfd.distill", "lsfd.data", "lsfd.models")   # what the weights depend on: another of these, and a run starts anew
 
 # what each figure is made from
-GIVEN = dict(table1=["profile"], tables=["ledger", "least_steps"], ablations=["ledger"], fig1=["profile", "students"], fig1_causal=["profile", "students"], figs2_3=["students"],
+GIVEN = dict(table1=["profile"], tables=["ledger", "least_steps"], ablations=["ledger"], fig1=["profile", "students", "scale"], fig1_causal=["profile", "students", "scale"], figs2_3=["students", "scale"],
              figs4_6=["students"], errata=[], claims=["ledger", "least_steps", "figures"])
 
 RUN, JOB = "python -m lsfd.workflow ", "papermill {input.notebook} {output.notebook} -k python3 --no-progress-bar --log-output"
@@ -49,7 +49,8 @@ def needs(w):
 
 def given(w):
     "The parameters of a figure's notebook."
-    values = dict(ledger=f"{OUT}/ledger.jsonl", students=OUT, profile="smoke" if P == "smoke" else "measure")
+    wanted = 2 if w.name == "figs2_3" else 4    # of the paper's figure
+    values = dict(ledger=f"{OUT}/ledger.jsonl", students=OUT, profile="smoke" if P == "smoke" else "measure", scale=wanted if wanted in G["scales"] else G["scales"][0])
     if P == "smoke": values |= dict(least_steps=0)
     return " ".join(f"-p {k} {values[k]}" for k in GIVEN[w.name] if k in values)
 

@@ -8,6 +8,7 @@ __all__ = ['WIDTH', 'DPI', 'PALETTE', 'plain', 'show_images', 'crop_panel', 'cur
 # %% ../nbs/2_pictures/02_plots.ipynb #c002
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, seaborn as sns
+from matplotlib.patheffects import withStroke
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 # %% ../nbs/2_pictures/02_plots.ipynb #c005
@@ -120,44 +121,47 @@ def curves(
     return fig
 
 # %% ../nbs/2_pictures/02_plots.ipynb #sc01
-def _box(ax, x, y, text, colour='white', wide=.6):
-    "A rounded box around a formula, its centre at (x, y)"
+def _box(ax, x, y, text, colour='white', wide=.6, picture=None):
+    "A rounded box around a formula, its centre at (x, y), or around a picture, uint8 HxWx3, with the formula in its corner"
     ax.add_patch(FancyBboxPatch((x - wide/2, y - .2), wide, .4, boxstyle='round,pad=.05', fc=colour, ec='.25', lw=1))
-    ax.text(x, y, text, ha='center', va='center', fontsize=10)
+    if picture is None: ax.text(x, y, text, ha='center', va='center', fontsize=10); return
+    ax.imshow(picture, extent=(x - .27, x + .27, y - .25, y + .25), aspect='auto', zorder=3)
+    ax.text(x - .25, y + .23, text, va='top', fontsize=7, color='w', zorder=4, path_effects=[withStroke(linewidth=1.5, foreground='k')])
 
 def _arrow(ax, a, b, text='', shift=(0, .16), ha='center'):
     "From point `a` to point `b`, its text moved by `shift` from the middle"
     ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color='.25', lw=1.1, shrinkA=0, shrinkB=0))
     ax.text((a[0] + b[0])/2 + shift[0], (a[1] + b[1])/2 + shift[1], text, ha=ha, va='center', fontsize=9)
 
-def _network(ax, y, letter, colour, taps, image):
+def _network(ax, y, letter, colour, taps, image, shown={}):
     "The LR image, the feature maps at the taps and the output of one network, from left to right"
     at = .35, *taps, image
     for a, b in zip(at, at[1:]): _arrow(ax, (a + .36, y), (b - .36, y), 'upsampler' if b == image else '')
-    _box(ax, at[0], y, '$I^{LR}$'); _box(ax, image, y, f'$I^{letter}$', colour)
-    for i, x in enumerate(taps, 1): _box(ax, x, y, f'$F_{letter}^{{\\,{i}}}$', colour)
+    _box(ax, at[0], y, '$I^{LR}$', picture=shown.get('LR')); _box(ax, image, y, f'$I^{letter}$', colour, picture=shown.get(letter))
+    for i, x in enumerate(taps, 1): _box(ax, x, y, f'$F_{letter}^{{\\,{i}}}$', colour, picture=shown.get(f'{letter}{i}'))
 
 # %% ../nbs/2_pictures/02_plots.ipynb #sc03
-def schematic():    # → matplotlib Figure
+def schematic(
+    shown={}):    # pictures, uint8 HxWx3, for boxes: 'LR', 'HR', 'T', 'S', 'SFD', and the taps' 'T1', 'S1', 'D1', …
     "Fig. 2 of the paper: the teacher above, the student below, between them what is compared; numbers are equations"
     fig, ax = plt.subplots(figsize=(WIDTH, 4), dpi=96)
-    ax.set(xlim=(-.1, 10.4), ylim=(0, 5)); ax.set_axis_off(); ax.set_position((0, 0, 1, 1))
+    ax.set_axis_off(); ax.set_position((0, 0, 1, 1))
     blue, orange, green, red, violet = (f'{colour}55' for colour in PALETTE[:5])
     taps, cross, image, right = (1.55, 2.95, 4.35), 5.65, 6.95, 9.05    # columns
     top, middle, low, bottom, edge = 4.2, 2.9, 1.8, .75, .26        # rows, and from a box's centre to its edge
-    _network(ax, top, 'T', blue, taps, image); _network(ax, bottom, 'S', orange, taps, image)
-    for x in taps:
-        _box(ax, x, low, '$DR$', green); _box(ax, x, middle, '$D$', wide=.4)
+    _network(ax, top, 'T', blue, taps, image, shown); _network(ax, bottom, 'S', orange, taps, image, shown)
+    for i, x in enumerate(taps, 1):
+        _box(ax, x, low, '$DR$', green); _box(ax, x, middle, '$D$', wide=.4, picture=shown.get(f'D{i}'))
         _arrow(ax, (x, bottom + edge), (x, low - edge)); _arrow(ax, (x, low + edge), (x, middle - edge)); _arrow(ax, (x, top - edge), (x, middle + edge))
     for y, text in ((3.55, r'$\frac{F_T}{\Vert F_T\Vert_2}$'), (2.35, r'$-\,\frac{DR(F_S)}{\Vert DR(F_S)\Vert_2}$')):
         ax.text(taps[0] - .1, y, text, ha='right', va='center', fontsize=12)
     ax.text(cross, middle, r'$\otimes$', ha='center', va='center', fontsize=20)
-    _arrow(ax, (taps[-1] + edge, middle), (cross - .16, middle), 'each $D$ (2)')
-    _box(ax, image, middle, '$SFD$', violet, .7); _arrow(ax, (image - .41, middle), (cross + .16, middle), '(3)')
+    _arrow(ax, (taps[-1] + edge, middle), (cross - .16, middle), 'each $D$ (2)', (.07, .16))
+    _box(ax, image, middle, '$SFD$', violet, .7, shown.get('SFD')); _arrow(ax, (image - .41, middle), (cross + .16, middle), '(3)')
     _arrow(ax, (image, top - edge), (image, middle + edge), r'$P\,(\sum_{rgb}|I^T-I^S|,\,S)$', (-.08, 0), 'right')
     _arrow(ax, (image, bottom + edge), (image, middle - edge))
     _box(ax, cross, low, '$L_{LSFD}$', red, .8); _arrow(ax, (cross, middle - .16), (cross, low + edge), r'$\alpha_2\Vert\cdot\Vert_1$ (4)', (.07, 0), 'left')
-    _box(ax, right, top, '$I^{HR}$'); _box(ax, right, middle, '$L_{SR}$ (1)', red, .9)
+    _box(ax, right, top, '$I^{HR}$', picture=shown.get('HR')); _box(ax, right, middle, '$L_{SR}$ (1)', red, .9)
     _arrow(ax, (right, top - edge), (right, middle + edge), r'$\frac{1}{2}\Vert I^{HR}-I^S\Vert_1$', (.07, 0), 'left')
     _arrow(ax, (image + .36, top - .1), (right - .5, middle + .1), r'$\frac{1}{2}\Vert I^T-I^S\Vert_1$', (.45, .22))
     _arrow(ax, (image + .36, bottom + .1), (right - .3, middle - edge))
@@ -165,5 +169,6 @@ def schematic():    # → matplotlib Figure
     for x, y, text, i in ((.02, 4.75, 'teacher: large, trained, frozen', 0), (.02, .2, 'student: small, learns', 1),
                           (taps[1], .2, '$DR$: five 3×3 convolutions; they learn too; discarded after training', 2)):
         ax.text(x, y, text, va='center', fontsize=10, color=PALETTE[i], weight='bold')
+    ax.set(xlim=(-.1, 10.4), ylim=(0, 5))    # which a picture changes
     plt.close(fig)
     return fig

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Method', 'Init', 'Photo', 'Device', 'Training', 'NAMELESS', 'Measure', 'NOTEBOOKS', 'OWN_COLUMNS', 'word_or',
            'device_of', 'has_bf16', 'recipe_of', 'row_of', 'OwnTraining', 'as_name', 'Train', 'Compare', 'Evaluate',
-           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'Figs2_3', 'Figs4_6',
-           'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network', 'open_networks',
-           'teacher_path', 'find_teacher', 'sources', 'find_benchmarks', 'patches', 'member', 'build', 'ledger_row',
-           'ARCHS', 'Field', 'ParameterError', 'Parameters']
+           'both_or_none', 'Lam', 'Explore', 'Recorded', 'Tables', 'Table1', 'folder_there', 'OfStudents', 'Figs2_3',
+           'Figs4_6', 'Fig1', 'Fig1Causal', 'Benchmarks', 'OwnNetwork', 'own_network', 'network', 'open_network',
+           'open_networks', 'teacher_path', 'find_teacher', 'trained', 'sources', 'find_benchmarks', 'patches',
+           'member', 'build', 'ledger_row', 'ARCHS', 'Field', 'ParameterError', 'Parameters']
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c002
 import inspect, re, torch
@@ -235,32 +235,38 @@ def folder_there(run):
     if run.students and not run.students.is_dir(): raise ValueError(f'students={run.students}: no such folder; give the `out` of compare, or the folder above several')
     return run
 
-class Figs2_3(Parameters):
-    "The parameters of `nbs/paper/figs2_3.ipynb`."
+class OfStudents(Parameters):
+    "What the notebooks of figures have in common."
     students: Place = Field('', description='folder with rcan_x2…/LSFD.safetensors and so on, as compare leaves them; empty: those that come with lsfd')
     out: Place = Field('', description='folder of the figures and tables; empty: figures/')
     check = model_validator(mode='after')(folder_there)
 
-class Figs4_6(Figs2_3):
+class Figs2_3(OfStudents):
+    "The parameters of `nbs/paper/figs2_3.ipynb`."
+    scale: int = Field(2, ge=2, le=4, description='of the networks: 2, 3 or 4')
+
+class Figs4_6(OfStudents):
     "The parameters of `nbs/paper/figs4_6.ipynb`."
     model: choice(ARCHS) = Field('rcan', description="'rcan', 'edsr' or 'san'")
     benchmark: Sources = Field('Urban100', min_length=1, max_length=1, description='images that are searched; if they are not on this machine: embedded ones')
     images: int = Field(0, ge=0, description='how many of them; 0: all')
     side: int = Field(64, ge=8, lt=10**4, description='of a crop, HR pixels')
 
-class Fig1(Parameters):
+class Fig1(OfStudents):
     "The parameters of `nbs/paper/fig1.ipynb`."
-    profile: Measure = Field('measure', description="'measure' (two minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
-    students: Place = Field('', description='folder with rcan_x2…/LSFD.safetensors and Student.safetensors; empty: those that come with lsfd')
+    profile: Measure = Field('measure', description="'measure' (minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
+    scale: int = Field(4, ge=2, le=4, description='of the networks: 2, 3 or 4; the paper shows 4')
     image: File = Field('', description='the picture of the figure; empty: one of Urban100, or a photo of scikit-image')
     windows: int = Field(0, ge=0, lt=10**4, description='of the statistic, one per image; 0: 100, or as many as there are')
     folds: int = Field(10, ge=1, lt=10**4, description='steps of each path in the statistic')
-    around: int = Field(96, ge=32, lt=10**5, description='side of the part of an image that the networks see')
+    around: int = Field(0, ge=0, lt=10**5, description='side of the part of an image that the networks see, HR pixels; 0: 48 of LR')
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1 ('smoke')")
-class Fig1Causal(Figs2_3):
+
+class Fig1Causal(OfStudents):
     "The parameters of `nbs/paper/fig1_causal.ipynb`."
     profile: Measure = Field('measure', description="'measure' (minutes on a quiet core), or 'smoke' (seconds: two windows, which say nothing)")
+    scale: int = Field(4, ge=2, le=4, description='of the networks: 2, 3 or 4; Figure 1 of the paper shows 4')
     windows: int = Field(40, ge=2, lt=10**4, description='one per image, or as many as there are images')
     device: Device = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1', …")
     out: Place = Field('', description="folder of the results; empty: figures/ ('measure') or runs/fig1_causal ('smoke')")
@@ -345,6 +351,23 @@ def find_teacher(run):
     by = scale_of(teacher)
     if by != run.scale: raise ParameterError(f'{path.name} is ×{by}, the run ×{run.scale}: give another teacher, or change the scale')
     return teacher
+
+# %% ../nbs/7_annexes/02a_runs.ipynb #b499739c
+def trained(
+    home,          # folder with rcan_x2…/LSFD.safetensors and so on, as compare leaves them; empty: what comes with lsfd
+    model, scale,  # 'rcan', 'edsr' or 'san'; 2, 3 or 4
+    needs=('Student', 'LSFD', 'Teacher')):
+    "`{method: network}` of the students in the order of `METHODS`, 'Teacher' last; a ParameterError says what makes those that are missing."
+    home = Path(home or bundled('checkpoints'))
+    files = {p.stem: p for p in sorted(home.glob(f'{model}_x{scale}*/**/*.safetensors'), reverse=True)}   # of several seeds the first
+    nets = {m: load_model(files[m]) for m in dict.fromkeys(['Student', 'Logits', *METHODS]) if m in files}
+    small = all(DEMO[f'{model}_student'].items() <= net.spec.items() for net in nets.values())
+    teachers = [*home.glob(f'{model}_teacher_x{scale}/teacher.safetensors'), *[bundled(f'checkpoints/{model}_teacher_demo_x{scale}.safetensors')]*small]
+    nets |= {'Teacher': load_model(p) for p in teachers[:1] if p.is_file()}
+    missing, how = [m for m in needs if m not in nets], f'-p model {model} -p scale {scale}'
+    if not missing: return nets
+    made = [f'compare.ipynb runs/made.ipynb {how}']*(missing != ['Teacher']) + [f'train.ipynb runs/made.ipynb -p role teacher {how}']*('Teacher' in missing)
+    raise ParameterError(f'no {", ".join(missing)} of {model.upper()} ×{scale} in {home}: ' + ' and '.join(f'papermill nbs/{m}' for m in made))
 
 # %% ../nbs/7_annexes/02a_runs.ipynb #c028
 def sources(run):
