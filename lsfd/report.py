@@ -68,7 +68,7 @@ def seeds_of(group):
     return group.groupby(['method', 'benchmark'], sort=False).seed.nunique().unstack()
 
 # %% ../nbs/5_measuring/06_report.ipynb #a34d588e
-MARKS = dict(markdown=('**{}**', '<u>{}</u>'), latex=(r'\textbf{{{}}}', r'\underline{{{}}}'))
+MARKS = dict(markdown=('**{}**', '<u>{}</u>', '*{}*'), latex=(r'\textbf{{{}}}', r'\underline{{{}}}', r'\textit{{{}}}'))   # best, second, ahead with FFT
 
 def marked(
     table,            # method × benchmark, in dB
@@ -76,7 +76,7 @@ def marked(
     spread=None,      # as from `spreads`
     leave_out=('Teacher',),    # rows that do not compete
     seeds=None):      # as from `seeds_of`; None: all figures are over the same seeds
-    "The table as text: three digits, the best figure of a column bold and the second best underlined, as the paper colours them."
+    "The table as text: three digits, of the rows without FFT the best of a column bold and the second best underlined; one with FFT is italic where it is ahead of them, as Table 2 marks them."
     text, fewer = table.map(lambda v: '–' if pd.isna(v) else f'{v:.3f}'), pd.DataFrame(False, table.index, table.columns)
     if spread is not None: text += spread.reindex_like(table).map(lambda s: '' if pd.isna(s) else f' ± {s:.3f}')
     if seeds is not None:
@@ -84,10 +84,12 @@ def marked(
         fewer = seeds < seeds.max()
         text = text.where(~(seeds < seeds.max(axis=None)), text + seeds.map(lambda n: '' if pd.isna(n) else f' ({n:.0f} seed{"s"*(n != 1)})'))
     for column in table:
-        competing = table[column][~fewer[column]].drop(list(leave_out), errors='ignore')
-        ranks = competing.dropna().round(3).rank(ascending=False, method='min')
-        for place, mark in enumerate(MARKS[form], 1):
-            for method in ranks.index[ranks == place]: text.loc[method, column] = mark.format(text.loc[method, column])
+        competing = table[column][~fewer[column]].drop(list(leave_out), errors='ignore').dropna().round(3)
+        fft = competing.index.astype(str).str.endswith('FFT')
+        ranks = competing[~fft].rank(ascending=False, method='min')
+        places = [ranks.index[ranks == 1], ranks.index[ranks == 2], competing.index[fft & (competing > competing[~fft].max())]]
+        for methods, mark in zip(places, MARKS[form]):
+            for method in methods: text.loc[method, column] = mark.format(text.loc[method, column])
     return text
 
 # %% ../nbs/5_measuring/06_report.ipynb #e87dc1b0
