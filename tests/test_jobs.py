@@ -12,7 +12,7 @@ from lsfd.system import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT/'README.md').read_text(encoding='utf-8')
-JOBS = README.split('\n## Five jobs\n')[1].split('\n## ')[0].replace('\\\n', '').replace('\\\n', '')
+JOBS = README.split('\n## Six jobs\n')[1].split('\n## ')[0].replace('\\\n', '').replace('\\\n', '')
 COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r'(?m)^lsfd .*', JOBS)]
 LSFD = [sys.executable, '-c', 'import sys; from lsfd.cli import main; sys.exit(main())']
 
