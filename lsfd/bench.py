@@ -96,7 +96,7 @@ def step_parts(
     lr, hr = batch(); lap('data')
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == 'bf16'):
         out = objective.teacher_output(lr); lap('teacher')
-        with objective.student.register_forward_hook(lambda *_: lap('student')): losses = objective(lr, hr, out)
+        with objective.student.register_forward_hook(lambda *_: lap('student')): losses = objective(lr, hr, lambda: out)
     lap('losses'); optimiser.zero_grad(); losses['total'].backward(); lap('backward')
     optimiser.step(); lap('optimiser')
     return lap.seconds

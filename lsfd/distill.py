@@ -10,6 +10,7 @@ __all__ = ['SIZES', 'RESERVED', 'outputs', 'StepOutputs', 'dry_run', 'dry_runs',
 import torch
 from dataclasses import dataclass
 from torch import nn
+from .lanes import aside
 from .adapt import NetworkError, check_range, inference, like
 from .taps import tap
 from .losses import METHODS
@@ -136,11 +137,12 @@ class Distill(nn.Module):
         "The teacher's `outputs` for `lr`; None without one."
         return None if self.teacher is None else outputs(self.teacher, lr, self.at_teacher)
 
-    def forward(self, lr, hr, teacher_output=None):   # the last if it was computed before
+    def forward(self, lr, hr, teacher_output=None):   # a function that gives the last, if it is computed elsewhere
         o = StepOutputs(lr, hr, scale=self.scale, student=self.student, teacher=self.teacher, progress=self.progress)
-        if self.teacher is not None: o.sr_t, o.f_t = teacher_output or self.teacher_output(lr)
+        teacher_output = teacher_output or aside(0, self.teacher_output, lr)
         o.sr_s, o.f_s = outputs(self.student, lr, self.at)
-        o.f_r = [r(f) for r, f in zip(self.regressors, o.f_s)]
+        o.f_r = [f() for f in [aside(i, r, f) for i, (r, f) in enumerate(zip(self.regressors, o.f_s), start=1)]]
+        if self.teacher is not None: o.sr_t, o.f_t = teacher_output()
         losses = {name: check_loss(name, term(o)) for name, term in self.terms.items()}
         return {**losses, 'total': sum(losses.values())}
 
@@ -171,16 +173,16 @@ class Group(nn.Module):
     def members(self): return dict(zip(self.names, self.objectives))
 
     def teacher_outputs(self, lr):
-        "The teacher's output for each member, computed once per set of taps."
+        "For each member a function that gives the teacher's output, which is computed once per set of taps."
         needed = {str(d.at_teacher): d for d in self.objectives if d.teacher is not None}
         images_only = needed.pop('()', None) if len(needed) > 1 else None
-        made = {at: d.teacher_output(lr) for at, d in needed.items()}
-        if images_only: made['()'] = next(iter(made.values()))[0], []
+        made = {at: aside(0, d.teacher_output, lr) for at, d in needed.items()}
+        if images_only: first = next(iter(made.values())); made['()'] = lambda: (first()[0], [])
         return [made.get(str(d.at_teacher)) for d in self.objectives]
 
     def forward(self, lr, hr):
-        each = zip(self.members.items(), self.teacher_outputs(lr))
-        losses = {f'{name}/{k}': v for (name, d), out in each for k, v in d(lr, hr, out).items()}
+        begun = [aside(i, d, lr, hr, out) for i, (d, out) in enumerate(zip(self.objectives, self.teacher_outputs(lr)), start=1)]
+        losses = {f'{name}/{k}': v for name, d in zip(self.names, begun) for k, v in d().items()}
         return {**losses, 'total': sum(v for k, v in losses.items() if k.endswith('/total'))}
 
     def learners(self):

@@ -29,7 +29,7 @@ def files():
 
 # --- layers: a module imports only from the layers before its own, and within one without a circle; the reading order is free
 
-LAYERS = """system
+LAYERS = """system lanes
 parameters
 reading folders
 download

@@ -1,9 +1,10 @@
 """On a machine with a GPU: do all engines compute the same, and how fast are they?
-    python tools/gpu_check.py [--out FILE]   ten minutes at most; the table comes last
+    python tools/gpu_check.py [--out FILE]   four minutes; the table comes last
     python tools/gpu_check.py --smoke        tiny networks, on a CPU too: does the check itself run?
-Each job is a process of its own with a limit of time, and every result is a row of FILE (data/benchmarks.jsonl) at once: what fails costs its own rows."""
+Each job is a process of its own with a limit of time, and every result is a row of FILE (data/benchmarks.jsonl) at once: what fails costs its own rows.
+What is not timed runs first and at once; then the timings, one by one."""
 import argparse, copy, gc, io, itertools, subprocess, sys, time, traceback, warnings
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import torch
 import lsfd
-import lsfd.engine as engines
 from lsfd.bench import launches, note, noted, peaks, step_counts
 from lsfd.data import PatchPairs, sample_photos
 from lsfd.distill import METHODS, Distill, Group, trainable
@@ -24,7 +24,7 @@ from lsfd.train import Engine, Recipe
 # of the issue, for ×2 and 16 patches: milliseconds to reach; the paper's networks unless the size says demo
 GOALS = {'rcan paper LSFD': 20, 'rcan demo LSFD': 3, 'edsr paper LSFD': 11, 'rcan paper FAKD': 22, 'rcan paper Teacher': 32,
          'rcan paper Student+FAKD+FitNet+LFD+LSFD': 75}
-LIMITS = {'equality': 90, 'behaviour': 45, 'equality compiled': 150} | dict.fromkeys(GOALS, 90)   # seconds of each job
+FIRST, EACH = 90, 60   # seconds at most: of what is not timed, of each timing
 gpu = torch.cuda.is_available(); where = torch.device('cuda' if gpu else 'cpu')
 
 def make(model, size, methods):
@@ -46,34 +46,40 @@ def attempt(keep, f, **row):
     try: keep(**row, **f())
     except Exception as e: traceback.print_exc(); keep(**row, ok=False, why=f'{type(e).__name__}: {str(e)[:200]}')
 
-# --- equality: loss and gradient of an engine after one step, against the plain fp32 step
+# --- equality: loss and gradient of an engine's step, time and again, against the plain fp32 step
 
-def one_step(case, pairs, engine, precision):
+def steps(case, pairs, engine, precision, n=5):
+    "The kind of engine, its loss and its gradient, again and again without moving: what was to wait and did not would show."
     e = Engine(make(*case.split()).to(where), Recipe(precision=precision, engine=engine))
-    total = e.step(pairs.batch(0), 1e-4)['total'].item()
-    return e.kind, total, torch.cat([p.grad.flatten().float() for p in trainable(e.objective)])
+    for _ in range(n): yield e.kind, e.step(pairs.batch(0), 0.)['total'].item(), torch.cat([p.grad.flatten().float() for p in trainable(e.objective)])
 
 def against_plain(case, pairs, engine, precision, plain={}):
     "What `engine` computes beside the plain step in fp32, which is remembered."
-    if case not in plain: plain.clear(); plain[case] = one_step(case, pairs, 'eager', 'fp32')
-    (_, loss, grad), (kind, total, g), bounds = plain[case], one_step(case, pairs, engine, precision), dict(fp32=(1e-3, .02), bf16=(.02, .25))[precision]
-    apart = abs(total/loss - 1), off(g, grad)
-    return dict(ran=kind, loss_off=apart[0], gradient_off=apart[1], ok=kind == engine and apart[0] < bounds[0] and apart[1] < bounds[1])
+    if case not in plain: plain.clear(); plain[case] = next(steps(case, pairs, 'eager', 'fp32'))
+    _, loss, grad = plain[case]
+    kinds, *apart = zip(*((kind, abs(total/loss - 1), off(g, grad)) for kind, total, g in steps(case, pairs, engine, precision)))
+    (loss_off, gradient_off), bounds = map(max, apart), dict(fp32=(1e-3, .01), bf16=(.02, .25))[precision]
+    return dict(ran=kinds[-1], loss_off=loss_off, gradient_off=gradient_off, ok=kinds[-1] == engine and loss_off < bounds[0] and gradient_off < bounds[1])
 
 def equality(keep, smoke):
     pairs = patches(2, 16) if smoke else patches(4)
     for case in [f'{m} demo LSFD' for m in ('edsr', 'san')] + [f'rcan demo {m}' for m in (*METHODS, 'Student+FAKD+LSFD')]:
         for precision, engine in itertools.product(('fp32', 'bf16'), ('eager', 'graph') if gpu else ('eager',)):
             attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case, engine=engine, precision=precision)
+    case, engine = 'rcan {} Student+FAKD+LSFD'.format('demo' if smoke else 'paper'), 'graph' if gpu else 'eager'
+    attempt(keep, partial(against_plain, case, pairs, engine, 'fp32'), what='equality', case=case, engine=engine, precision='fp32')   # large kernels
 
 def equality_compiled(keep, smoke):
-    "As a whole, and by blocks."
-    pairs = patches(2, 16) if smoke else patches(4)
-    for few, case, precisions in ((10**6, 'edsr demo LSFD', ('bf16', 'fp32')), (0, 'rcan demo LSFD', ('bf16', 'fp32')), (0, 'san demo LSFD', ('bf16',)),
-                                  (0, 'rcan demo Student+FAKD+LSFD', ('bf16',)), (10**6, 'edsr demo FAKD', ('bf16',))):
-        engines.FEW, engine = few, 'compiled' if gpu else 'eager'
-        for precision in precisions:
-            attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case + (', whole' if few else ', blocks'), engine=engine, precision=precision)
+    pairs, engine = patches(2, 16) if smoke else patches(4), 'compiled' if gpu else 'eager'
+    for case in ('rcan demo LSFD', 'edsr demo LSFD', 'san demo LSFD', 'rcan demo Student+FAKD+LSFD', 'edsr demo FAKD', 'rcan demo DUKD'):
+        for precision in ('fp32', 'bf16'):
+            attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case, engine=engine, precision=precision)
+
+def counts(keep, smoke):
+    "Operations of each step, by fake tensors."
+    for case in (c for c in GOALS if '+' not in c):
+        model, size, methods = case.split(); pairs = (2, 16) if smoke else (16, 48)
+        attempt(keep, lambda: dict(flops=step_counts(partial(make, model, 'demo' if smoke else size, methods), *pairs, 'bf16')['flops'], ok=True), what='counts', case=case)
 
 # --- behaviour: what a recording must not change, by some steps of the plain engine and of the recorded one
 
@@ -89,6 +95,10 @@ def after(objective, engine, sizes=(2, 2, 1, 2), **recipe):
     return e
 
 def reads(o): loss = (o.sr_s - o.hr).abs().mean(); loss.item(); return loss
+
+def refuses(o):
+    if gpu and torch.cuda.is_current_stream_capturing(): raise RuntimeError('not while recording')
+    return (o.sr_s - o.hr).abs().mean()
 
 def behaviour(keep, smoke):
     kind, demo = 'graph' if gpu else 'eager', lambda: make('rcan', 'demo', 'LSFD').to(where)
@@ -107,10 +117,11 @@ def behaviour(keep, smoke):
         a, b = weights(again.objective), weights(whole.objective)
         return dict(ran=again.kind, gradient_off=off(a, b), bits_equal=torch.equal(a, b), ok=off(a, b) <= 1e-4)
     check('resumed in the middle', resumed)
-    def fallen():
-        with redirect_stdout(said := io.StringIO()), warnings.catch_warnings(record=True) as warned: found = same(partial(noisy, reads), ran='eager')
+    def fallen(term, ran='eager'):
+        with redirect_stdout(said := io.StringIO()), warnings.catch_warnings(record=True) as warned: found = same(partial(noisy, term), ran=ran)
         return found | dict(said=said.getvalue().strip(), warned=[str(w.message)[:80] for w in warned])
-    check('a term that reads a number', fallen)
+    check('a term that reads a number', partial(fallen, reads))
+    check('a capture that fails', partial(fallen, refuses))
     def never_waits():
         e, pairs, sums = after(demo(), kind, clip=.1, ema=.9), patches(2, 16), 0
         torch.cuda.set_sync_debug_mode('error')
@@ -132,9 +143,8 @@ def behaviour(keep, smoke):
 
 # --- speed
 
-def timed(build, pairs, kind, search, smoke):
+def timed(build, pairs, kind, smoke):
     "Seconds to start, per step and of it for the data, launches."
-    torch.backends.cudnn.benchmark = search
     e = Engine(build().to(where), Recipe(precision='bf16', engine=kind)); fixed = pairs.batch(0)
     def seconds(f, turns=1):
         start = clock(where)
@@ -151,28 +161,20 @@ def timed(build, pairs, kind, search, smoke):
     except Exception as wrong: print(f'launches not counted: {wrong}')
     return row
 
-def products(on):
-    "Inside, the compiler makes products of matrices of 1x1 convolutions, such as RCAN's gates."
-    if not on: return nullcontext()
-    from torch._inductor import config
-    return config.patch(conv_1x1_as_mm=True)
-
-def speed(keep, smoke, case):
-    "A row for each engine, the usual one first; and that with cuDNN's search for the fastest kernels."
+def speed(keep, smoke, case, counted={}):
+    "A row for each engine, the usual one first."
     model, size, methods = case.split()
     pairs, build = patches(2, 16) if smoke else patches(16), partial(make, model, 'demo' if smoke else size, methods)
     top = peaks(where, wide=32 if smoke else 256, n=256 if smoke else 8192)['bf16']
-    flops = None if '+' in methods else step_counts(build, pairs.n, pairs.lr_patch, 'bf16')['flops']
-    def found(kind, search):
-        row = timed(build, pairs, kind, search, smoke)
-        return row | dict(of_peak=flops and flops/top/row['seconds'])
-    ways = [('compiled', ''), ('graph', ''), ('compiled', ', cuDNN search'), ('compiled', ', 1x1 as products')] + [('eager', '')]*(case == 'rcan paper LSFD')
-    for kind, extra in ways if gpu else [('eager', '')]:
-        with products(extra == ', 1x1 as products'):
-            attempt(keep, partial(found, kind, extra == ', cuDNN search'), what='engine', case=case, engine=kind + extra, goal_ms=GOALS[case])
+    def found(kind):
+        row = timed(build, pairs, kind, smoke)
+        return row | dict(peak=top, of_peak=counted[case]/top/row['seconds'] if case in counted else None)
+    for kind in ['compiled'] + ['graph']*('LSFD' == methods) + ['eager']*(case == 'rcan paper LSFD') if gpu else ['eager']:
+        attempt(keep, partial(found, kind), what='engine', case=case, engine=kind, goal_ms=GOALS[case])
         gc.collect(); gpu and torch.cuda.empty_cache()
 
-JOBS = {'equality': equality, 'behaviour': behaviour, 'equality compiled': equality_compiled} | {c: partial(speed, case=c) for c in GOALS}
+UNTIMED = {'equality': equality, 'behaviour': behaviour, 'equality compiled': equality_compiled, 'counts': counts}
+JOBS = UNTIMED | {c: partial(speed, case=c) for c in GOALS}
 
 def table(rows):
     "What was found, the shortest way."
@@ -186,7 +188,7 @@ def table(rows):
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument('--smoke', action='store_true'); parse.add_argument('--out', help='file of the records')
-    parse.add_argument('--minutes', type=float, default=9.5, help='for all jobs'); parse.add_argument('--job', choices=JOBS, help='this one alone, here')
+    parse.add_argument('--job', choices=JOBS, help='this one alone, here')
     args = parse.parse_args()
     if not gpu and not args.smoke: sys.exit('no CUDA device here: --smoke runs the check at a tiny size')
     place = Path(args.out or ROOT/('runs' if args.smoke else 'data')/'benchmarks.jsonl')
@@ -194,18 +196,22 @@ def main():
     def keep(**row):
         note([dict(precision='bf16') | row], place, **about)   # on disk when this returns
         print({k: float(f'{v:.3g}') if isinstance(v, float) else v for k, v in row.items() if k != 'what'}, flush=True)
-    if args.job: return JOBS[args.job](keep, args.smoke)
-    end, failed, before = time.monotonic() + 60*args.minutes, [], len(noted(place))
-    for job in JOBS:
-        left = min(LIMITS[job], end - time.monotonic())
-        print(f'--- {job}: at most {left:.0f} s', flush=True)
-        if left < 10: failed.append(f'{job}: no time left'); continue
-        words = [sys.executable, __file__, '--job', job, '--out', str(place)] + ['--smoke']*args.smoke
-        try:
-            if args.smoke: JOBS[job](keep, True)   # here, to save starts
-            else: subprocess.run(words, timeout=left, check=True)
-        except subprocess.TimeoutExpired: failed.append(f'{job}: not done after {left:.0f} s')
-        except Exception as e: traceback.print_exc(); failed.append(f'{job}: {type(e).__name__}: {str(e)[-120:]}')
+    def counted():
+        rows = noted(place)
+        return rows[rows.what == 'counts'].dropna(subset='flops').set_index('case').flops.to_dict() if 'flops' in rows else {}
+    def here(job): JOBS[job](keep, args.smoke, **(dict(counted=counted()) if job in GOALS else {}))
+    if args.job: return here(args.job)
+    failed, before = [], len(noted(place))
+    def begin(job): print(f'--- {job}', flush=True); return subprocess.Popen([sys.executable, __file__, '--job', job, '--out', str(place)])
+    def end(job, process, seconds):
+        try: code = process.wait(seconds)
+        except subprocess.TimeoutExpired: process.kill(); process.wait(); code = f'not done after {seconds:.0f} s'
+        if code: failed.append(f'{job}: {code}')
+    if args.smoke: [here(job) for job in JOBS]      # here, to save starts
+    else:
+        begun, start = {job: begin(job) for job in UNTIMED}, time.monotonic()
+        for job, process in begun.items(): end(job, process, max(1, start + FIRST - time.monotonic()))
+        for job in GOALS: end(job, begin(job), EACH)
     rows = noted(place).iloc[before:]
     if len(rows): table(rows)
     print(*failed, sep='\n')

@@ -7,7 +7,7 @@ __all__ = ['FITNET', 'LFD', 'unit', 'difference', 'lfd_loss', 'fitnet_loss', 'fi
 
 # %% ../../nbs/1_method/03_losses.lfd.ipynb #c002
 import torch
-from ..layers import fp32
+from ..layers import fp32, fusible
 from ..regressors import DeepRegressor, PointRegressor
 from .sr import sr_term
 
@@ -42,10 +42,12 @@ def fitnet_loss(
     return lfd_loss(f_t, f_r, alpha)
 
 # %% ../../nbs/1_method/03_losses.lfd.ipynb #856270dd
+@fusible
 def fitnet_term(o):
     "Eq. 2 behind FitNet's regressor."
     return sum(fitnet_loss(t, r) for t, r in zip(o.f_t, o.f_r))
 
+@fusible
 def lfd_term(o, **reading):
     "Eq. 2; `reading`: other arguments of `lfd_loss`."
     return sum(lfd_loss(t, r, **reading) for t, r in zip(o.f_t, o.f_r))

@@ -8,6 +8,7 @@ __all__ = ['LSFD', 'sfd_map', 'lsfd_loss', 'lsfd_term']
 # %% ../../nbs/1_method/04_losses.lsfd.ipynb #c002
 import torch
 from torch.nn import functional as F
+from ..layers import fusible
 from ..regressors import DeepRegressor
 from .lfd import difference
 from .sr import sr_term
@@ -38,6 +39,7 @@ def lsfd_loss(
     return alpha*(att.abs()*d.abs().mean(1, keepdim=True)).mean()   # the map is one for all channels
 
 # %% ../../nbs/1_method/04_losses.lsfd.ipynb #ebc456ce
+@fusible
 def lsfd_term(o, sfd_detach=False, **reading):
     "Eqs. 3 and 4, literally; with `sfd_detach` the map of Eq. 3 is a constant."
     att = sfd_map(o.sr_t, o.sr_s, o.scale)

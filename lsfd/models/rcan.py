@@ -8,7 +8,7 @@ __all__ = ['GATED', 'BODY', 'NETWORK', 'ChannelAttention', 'RCAB', 'ResGroup', '
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c002
 from functools import partial
 from torch import nn
-from ..layers import Block, conv3, ResidualSR
+from ..layers import Block, Gate, conv3, ResidualSR
 from .layouts import Network, ends, width
 
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c005
@@ -19,11 +19,11 @@ class ChannelAttention(nn.Module):
         if n_feats < reduction: raise ValueError(f'reduction {reduction} of {n_feats} channels leaves none')
         few = n_feats//reduction
         self.conv_du = nn.Sequential(
-            nn.Conv2d(n_feats, few, 1), nn.ReLU(),
-            nn.Conv2d(few, n_feats, 1), nn.Sigmoid())
+            Gate(n_feats, few), nn.ReLU(),
+            Gate(few, n_feats), nn.Sigmoid())
 
     def forward(self, x):
-        return x*self.conv_du(x.mean((2, 3), keepdim=True))
+        return x*self.conv_du(x.mean((2, 3), keepdim=True)).to(x.dtype)
 
 # %% ../../nbs/3_networks/03_models.rcan.ipynb #c011
 class RCAB(Block):
