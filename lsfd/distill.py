@@ -139,7 +139,7 @@ class Distill(nn.Module):
 
     def forward(self, lr, hr, teacher_output=None):   # a function that gives the last, if it is computed elsewhere
         o = StepOutputs(lr, hr, scale=self.scale, student=self.student, teacher=self.teacher, progress=self.progress)
-        teacher_output = teacher_output or aside(0, self.teacher_output, lr)
+        if teacher_output is None: teacher_output = aside(0, self.teacher_output, lr)
         o.sr_s, o.f_s = outputs(self.student, lr, self.at)
         o.f_r = [f() for f in [aside(i, r, f) for i, (r, f) in enumerate(zip(self.regressors, o.f_s), start=1)]]
         if self.teacher is not None: o.sr_t, o.f_t = teacher_output()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lanes', 'aside', 'conv', 'conv_grad', 'SideConv', 'can_be_aside', 'Weights']
 
-# %% ../nbs/4_training/02a_lanes.ipynb #fc073434
+# %% ../nbs/4_training/02a_lanes.ipynb #6000e9ca
 import torch
 from contextlib import contextmanager
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from typing import Sequence
 
-# %% ../nbs/4_training/02a_lanes.ipynb #1e1c2081
+# %% ../nbs/4_training/02a_lanes.ipynb #f062e6ab
 class Lanes:
     "Streams of a GPU beside the current one; on another device none. `with lanes:` opens them for one step."
     now = None         # those that are open
@@ -35,7 +35,7 @@ class Lanes:
         for s in self.streams: self.here.wait_stream(s)
         self.held.clear(); Lanes.now = None
 
-# %% ../nbs/4_training/02a_lanes.ipynb #8d0111ac
+# %% ../nbs/4_training/02a_lanes.ipynb #75c3be93
 def aside(i, f, *given):
     "Begin `f(*given)` on lane `i`; returns a function that waits for what it makes. Without lanes, and within one, it runs here."
     lanes = Lanes.now
@@ -48,7 +48,7 @@ def aside(i, f, *given):
     def wait(): torch.cuda.current_stream().wait_event(done); return made
     return wait
 
-# %% ../nbs/4_training/02a_lanes.ipynb #17b27500
+# %% ../nbs/4_training/02a_lanes.ipynb #0bee9ae3
 def _last(x): return x.contiguous(memory_format=torch.channels_last)
 
 @torch.library.custom_op('lsfd::conv', mutates_args=())
@@ -56,7 +56,7 @@ def conv(x: torch.Tensor, w: torch.Tensor, padding: Sequence[int]) -> torch.Tens
     "A convolution of stride 1, without bias, whose weights' gradient goes to the open `Lanes`."
     return _last(F.conv2d(x, w, padding=padding))
 
-# %% ../nbs/4_training/02a_lanes.ipynb #79dd6cae
+# %% ../nbs/4_training/02a_lanes.ipynb #fd58ebee
 @torch.library.custom_op('lsfd::conv_grad', mutates_args=())
 def conv_grad(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     "The gradient with respect to `x`; that of `w` is left with the lanes."
@@ -66,18 +66,18 @@ def conv_grad(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor, padding: Sequen
     Lanes.now.weight_gradient(w, lambda: gradient(1), g, x)
     return _last(gradient(0))
 
-# %% ../nbs/4_training/02a_lanes.ipynb #9a42d86a
+# %% ../nbs/4_training/02a_lanes.ipynb #11e182cc
 @conv.register_fake
 def _(x, w, padding): return _last(F.conv2d(x, w, padding=padding))
 @conv_grad.register_fake
 def _(g, x, w, padding): return torch.empty_like(x, memory_format=torch.channels_last)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #3d0d9e40
+# %% ../nbs/4_training/02a_lanes.ipynb #09835f3d
 def _keep(ctx, inputs, output): ctx.save_for_backward(*inputs[:2]); ctx.padding = inputs[2]
 def _backward(ctx, g): return conv_grad(g, *ctx.saved_tensors, ctx.padding), None, None
 conv.register_autograd(_backward, setup_context=_keep)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #f59aa756
+# %% ../nbs/4_training/02a_lanes.ipynb #24a01f71
 @patch
 def weight_gradient(self:Lanes, w, make, *read):
     "Let `make()` compute a gradient of `w` from the tensors `read`, on one of the lanes for weights."
@@ -88,7 +88,7 @@ def weight_gradient(self:Lanes, w, make, *read):
     else: made = make()
     self.grads.setdefault(w.data_ptr(), []).append(made)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #8b069952
+# %% ../nbs/4_training/02a_lanes.ipynb #e13cd24f
 class SideConv(nn.Conv2d):
     "A convolution that computes as `nn.Conv2d` does, and leaves the gradient of its weights with the lanes."
     def forward(self, x):
@@ -101,7 +101,7 @@ def can_be_aside(m):
     usual = type(m) is nn.Conv2d and (m.stride, m.dilation, m.groups, m.padding_mode) == ((1, 1), (1, 1), 1, 'zeros')
     return usual and not isinstance(m.padding, str) and m.weight.requires_grad
 
-# %% ../nbs/4_training/02a_lanes.ipynb #5c31d14e
+# %% ../nbs/4_training/02a_lanes.ipynb #38257395
 class Weights:
     "What the convolutions `convs` compute with in a step: `kind`, if given, is the precision that their parameters are cast to."
     def __init__(self, convs, kind=None):
@@ -109,12 +109,12 @@ class Weights:
         learn = {p for m in self.convs for p in m.parameters(recurse=False) if p.requires_grad} if kind else ()
         self.cast = {p: nn.Parameter(torch.empty_like(p, dtype=kind)) for p in learn}
 
-# %% ../nbs/4_training/02a_lanes.ipynb #27e132fe
+# %% ../nbs/4_training/02a_lanes.ipynb #196ae39b
 @patch
 def exchange(self:Weights, new):   # {parameter: the one to have instead}
     for m in self.convs: m._parameters.update({k: new[p] for k, p in m._parameters.items() if p in new})
 
-# %% ../nbs/4_training/02a_lanes.ipynb #fc4dd531
+# %% ../nbs/4_training/02a_lanes.ipynb #cc67f3b6
 @patch
 @contextmanager
 def used(self:Weights):
@@ -130,7 +130,7 @@ def used(self:Weights):
         for m in self.aside: m.__class__ = nn.Conv2d
         self.exchange({half: p for p, half in self.cast.items()})
 
-# %% ../nbs/4_training/02a_lanes.ipynb #d168d65e
+# %% ../nbs/4_training/02a_lanes.ipynb #0f629c9b
 @patch
 def gather(self:Weights, grads):   # of `Lanes`, which have joined
     "Within `used`, after backward: every parameter gets its gradient."

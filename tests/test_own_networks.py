@@ -90,7 +90,11 @@ def test_what_trains(case, precision):
     assert not any(p.requires_grad for p in TEACHER.parameters()) and not TEACHER.training
     assert all(not m._forward_hooks for m in net.modules())
 
-@pytest.mark.parametrize('wrap, longer', [(nn.DataParallel, 'module.a'), (nn.Sequential, '0.a')])
+def parallel(net):
+    wrapped = nn.DataParallel(net); wrapped.device_ids = []      # on the processor, also where there is a GPU
+    return wrapped
+
+@pytest.mark.parametrize('wrap, longer', [(parallel, 'module.a'), (nn.Sequential, '0.a')])
 def test_wrapped_networks_are_tapped_by_their_longer_names(wrap, longer):
     plain = Net()
     wrapped = wrap(copy.deepcopy(plain))
