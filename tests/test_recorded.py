@@ -123,3 +123,11 @@ def test_toy_rows_are_shown_as_what_they_are(tmp_path):
 def test_what_is_recorded_here_can_be_shown(tmp_path):
     rows = [json.loads(line) for line in (ROOT/'data/ledger.jsonl').read_text().splitlines()]
     for name in ('ablations', 'tables'): page(name, tmp_path, rows)
+
+def test_the_front_page_has_the_recorded_step_of_a_gpu():
+    rows = pd.read_json(ROOT/'data'/'benchmarks.jsonl', lines=True)
+    last = rows[(rows.what == 'engine') & (rows.device != 'CPU') & (rows.engine == 'compiled')].groupby('case').seconds.last()
+    text = (ROOT/'README.md').read_text(encoding='utf-8').split('**What a step costs**')[1].split('\n')[0]
+    group = 'rcan paper Student+FAKD+FitNet+LFD+LSFD'
+    for case in ('rcan paper LSFD', 'rcan paper Teacher', group): assert f'{1e3*last[case]:.1f} ms' in text
+    for case in ('rcan paper Teacher', group): assert f'{300_000*last[case]/3600:.1f}' in text
