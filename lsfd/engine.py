@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REPAID', 'FEW', 'OPTIONS', 'choose', 'convolutions', 'blocks', 'parts', 'replaced', 'any_number', 'cast_once',
-           'with_teacher', 'tried', 'captured', 'Engine', 'seconds_per_step']
+           'with_teacher', 'tried', 'random_states', 'captured', 'Engine', 'seconds_per_step']
 
 # %% ../nbs/4_training/03a_engine.ipynb #e002
-import copy, math, random, torch, warnings
+import copy, math, numpy as np, random, torch, warnings
 from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from functools import partial
@@ -19,7 +19,7 @@ from .efficiency import clock
 from .lanes import Lanes, Weights
 from .layers import Block, StaysFp32
 from .state import world
-from .step import Average, clip_gradients, forward, unnoticed, update
+from .step import Average, clip_gradients, forward, unnoticed
 
 # %% ../nbs/4_training/03a_engine.ipynb #e045
 REPAID = 2000   # steps after which compiling has paid
@@ -59,13 +59,15 @@ def parts(net):
 @contextmanager
 def replaced(forwards, terms={}):   # {module: its compiled forward}, {objective: its compiled terms}
     "Inside, these run compiled; afterwards all is as it was, so that images of any size can follow."
-    own = {d: d.terms for d in terms}
+    own, plain = {d: d.terms for d in terms}, {m: m.__dict__.get('forward') for m in forwards}
     try:
         for m, f in forwards.items(): m.forward = f
         for d, t in terms.items(): d.terms = t
         yield
     finally:
-        for m in forwards: m.__dict__.pop('forward', None)
+        for m, f in plain.items():
+            if f: m.forward = f
+            else: m.__dict__.pop('forward', None)
         for d, t in own.items(): d.terms = t
 
 # %% ../nbs/4_training/03a_engine.ipynb #eb809b6b
@@ -102,6 +104,8 @@ def tried(step): step(); return step
 # %% ../nbs/4_training/03a_engine.ipynb #e054
 _expected = 'Synchronization debug mode is a prototype|This instance was constructed with capturable'   # warnings
 
+def random_states(): return random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state())
+
 def captured(step, device):
     "The step as one CUDA graph."
     sync = torch.cuda.get_sync_debug_mode()
@@ -112,9 +116,9 @@ def captured(step, device):
         try:
             with torch.cuda.stream(trials):
                 for mode in ('default', 'default', 'error'):
-                    torch.cuda.set_sync_debug_mode(mode); drawn = random.getstate(), torch.get_rng_state().tolist()
+                    torch.cuda.set_sync_debug_mode(mode); drawn = random_states()
                     step()
-            if drawn != (random.getstate(), torch.get_rng_state().tolist()): raise RuntimeError('random numbers of the CPU decide, which a recording would repeat')
+            if drawn != random_states(): raise RuntimeError('random numbers of the CPU decide, which a recording would repeat')
         finally: torch.cuda.set_sync_debug_mode(sync); here.wait_stream(trials)
         try:
             with torch.cuda.graph(graph, stream=capture): losses = step()
@@ -142,17 +146,26 @@ class Engine:
         self.network = objective if world()[1] == 1 else DistributedDataParallel(
             objective, [where] if gpu else None, find_unused_parameters=True)
 
-    def run(self, batch):
-        "One step, kernel after kernel; with `weights`, on lanes."
-        with ExitStack() as within:
-            within.enter_context(with_teacher(self.objective, self.teacher))
-            if self.weights: [within.enter_context(c) for c in (self.weights.used(), self.lanes)]
-            return update(self.optimiser, forward(self.network, batch, self.recipe.precision), self.between)
-
-    def between(self):
-        "After backward, before Adam."
+# %% ../nbs/4_training/03a_engine.ipynb #a5759d93
+@patch
+def gradients(self:Engine, batch, precision):
+    "The losses of a batch, with every parameter's gradient in its place; on lanes, if there are `weights`."
+    with ExitStack() as within:
+        within.enter_context(with_teacher(self.objective, self.teacher))
+        if self.weights: [within.enter_context(c) for c in (self.weights.used(), self.lanes)]
+        losses = forward(self.network, batch, precision)
+        self.optimiser.zero_grad(); self.lanes.collects = True
+        losses['total'].backward()
         if self.weights: self.lanes.join(); self.weights.gather(self.lanes.grads)
-        if self.clip: self.clip()
+    return losses
+
+@patch
+def run(self:Engine, batch):
+    "One step, kernel after kernel."
+    losses = self.gradients(batch, self.recipe.precision)
+    if self.clip: self.clip()
+    self.optimiser.step()
+    return {k: v.detach() for k, v in losses.items()}
 
 # %% ../nbs/4_training/03a_engine.ipynb #e063
 @patch
@@ -184,28 +197,40 @@ def networks(self:Engine):
 
 # %% ../nbs/4_training/03a_engine.ipynb #77834c75
 @patch
-def step_weights(self:Engine, lr):
-    "The step's `Weights`, if the students make the same images of `lr` with them, to 1 %; else None."
+def as_plain(self:Engine, batch, weights, precision, bound):
+    "Is the gradient of a batch with these `Weights` the plain one, parameter by parameter?"
+    def found(weights):
+        self.weights = weights
+        try:
+            with unnoticed(self.objective): self.gradients(batch, precision)
+            return [p.grad for p in trainable(self.objective)]
+        finally: self.weights = None
+    try: plain, new = found(None), found(weights)
+    except Exception: return False
+    size = bound*1e-3*sum(g.norm()**2 for g in plain if g is not None)**.5
+    def close(a, b): return a is b or None not in (a, b) and bool((a - b).norm() <= bound*a.norm() + size)
+    return all(map(close, plain, new))
+
+# %% ../nbs/4_training/03a_engine.ipynb #5da41537
+@patch
+def step_weights(self:Engine, batch):
+    "The step's `Weights`, without what would change a gradient; and what that is, in words."
+    batch, half = [x[:2] for x in batch], torch.bfloat16 if self.recipe.precision == 'bf16' else None
     learners = [m for net in self.objective.learners().values() for m in convolutions(net)]
-    half = torch.bfloat16 if self.recipe.precision == 'bf16' else None
-    weights = Weights(learners, half)
-    with unnoticed(self.objective), torch.autocast(lr.device.type, torch.bfloat16, bool(half), cache_enabled=False):
-        for student in (d.student for d in members(self.objective)):
-            try:
-                with inference(student): want = student(lr).float()
-                with weights.used(), inference(student): off = student(lr).float() - want
-                if not off.norm() <= .01*want.norm(): return None
-            except Exception: return None
-    return weights
+    cast, apart = Weights(learners, half), Weights(learners); cast.aside = []
+    if half and not self.as_plain(batch, cast, 'bf16', .05): return None, 'weights are not cast together, which would change gradients'
+    if not self.as_plain(batch, apart, 'fp32', .01): return cast, 'gradients of weights are not aside, where they would differ'
+    cast.aside = [m for m in apart.aside if self.lanes.uses[m.weight.data_ptr()] == 1]     # a layer used twice is left to autograd
+    return cast, ''
 
 # %% ../nbs/4_training/03a_engine.ipynb #e065
 @patch
 def start(self:Engine, batch):
     "Before the first step: cast the teacher, compile and record, or say why not."
-    self.inputs, why = [x.clone() for x in batch], self.why
+    self.inputs, self.teacher, why = [x.clone() for x in batch], None, self.why
+    if self.kind != 'eager': self.weights, note = self.step_weights(batch); why = '; '.join(filter(None, (why, note)))
     self.teacher = next((d.teacher for d in members(self.objective) if d.teacher is not None), None)
     if self.teacher is not None and self.recipe.precision == 'bf16': self.teacher = cast_once(self.teacher, batch[0][:1])
-    if self.kind != 'eager': self.weights = self.step_weights(batch[0][:1])
     while self.kind != 'eager' and self.replay is None:
         try:
             with unnoticed(self.objective, self.optimiser), any_number(): self.replay = self.record(partial(self.fast(), self.inputs))

@@ -6,7 +6,7 @@
 __all__ = ['forward', 'update', 'clip_gradients', 'Average', 'shares', 'unnoticed']
 
 # %% ../nbs/4_training/03_step.ipynb #a002
-import copy, math, torch
+import copy, math, numpy as np, random, torch
 from contextlib import contextmanager
 from torch import nn
 from .distill import gradient_norms, members, trainable
@@ -73,10 +73,10 @@ def unnoticed(
     "What runs inside changes no buffers and no random states afterwards."
     ps, averages = trainable(objective), lambda: [v for s in optimiser.state.values() for v in s.values()]
     tensors = [b for m in objective.learners().values() for b in m.buffers()] + (ps + averages() if optimiser else [])
-    kept, states = [(t, t.detach().clone()) for t in tensors], get_rng(ps[0].device)
+    kept, states, others = [(t, t.detach().clone()) for t in tensors], get_rng(ps[0].device), (random.getstate(), np.random.get_state())
     try: yield
     finally:
         with torch.no_grad():
             if optimiser: [t.zero_() for t in averages()]   # those of a first step began at zero
             for t, was in kept: t.copy_(was)
-        set_rng(ps[0].device, states)
+        set_rng(ps[0].device, states); random.setstate(others[0]); np.random.set_state(others[1])

@@ -1,5 +1,5 @@
 """On a machine with a GPU: do all engines compute the same, and how fast are they?
-    python tools/gpu_check.py [--out FILE]   four minutes; the table comes last
+    python tools/gpu_check.py [--out FILE]   four minutes, eight at most; the table comes last
     python tools/gpu_check.py --smoke        tiny networks, on a CPU too: does the check itself run?
 Each job is a process of its own with a limit of time, and every result is a row of FILE (data/benchmarks.jsonl) at once: what fails costs its own rows.
 What is not timed runs first and at once; then the timings, one by one."""
@@ -51,7 +51,11 @@ def attempt(keep, f, **row):
 def steps(case, pairs, engine, precision, n=5):
     "The kind of engine, its loss and its gradient, again and again without moving: what was to wait and did not would show."
     e = Engine(make(*case.split()).to(where), Recipe(precision=precision, engine=engine))
-    for _ in range(n): yield e.kind, e.step(pairs.batch(0), 0.)['total'].item(), torch.cat([p.grad.flatten().float() for p in trainable(e.objective)])
+    for _ in range(n):
+        total = e.step(pairs.batch(0), 0.)['total'].item()
+        yield (e.kind, aside(e)), total, torch.cat([p.grad.flatten().float() for p in trainable(e.objective)])
+
+def aside(e): return len(e.weights.aside) if e.weights else 0    # layers whose weights' gradients are on lanes
 
 def against_plain(case, pairs, engine, precision, plain={}):
     "What `engine` computes beside the plain step in fp32, which is remembered."
@@ -59,7 +63,8 @@ def against_plain(case, pairs, engine, precision, plain={}):
     _, loss, grad = plain[case]
     kinds, *apart = zip(*((kind, abs(total/loss - 1), off(g, grad)) for kind, total, g in steps(case, pairs, engine, precision)))
     (loss_off, gradient_off), bounds = map(max, apart), dict(fp32=(1e-3, .01), bf16=(.02, .25))[precision]
-    return dict(ran=kinds[-1], loss_off=loss_off, gradient_off=gradient_off, ok=kinds[-1] == engine and loss_off < bounds[0] and gradient_off < bounds[1])
+    ran, layers = kinds[-1]
+    return dict(ran=ran, aside=layers, loss_off=loss_off, gradient_off=gradient_off, ok=ran == engine and loss_off < bounds[0] and gradient_off < bounds[1])
 
 def equality(keep, smoke):
     pairs = patches(2, 16) if smoke else patches(4)
@@ -71,8 +76,8 @@ def equality(keep, smoke):
 
 def equality_compiled(keep, smoke):
     pairs, engine = patches(2, 16) if smoke else patches(4), 'compiled' if gpu else 'eager'
-    for case in ('rcan demo LSFD', 'edsr demo LSFD', 'san demo LSFD', 'rcan demo Student+FAKD+LSFD', 'edsr demo FAKD', 'rcan demo DUKD'):
-        for precision in ('fp32', 'bf16'):
+    for case in ('rcan {} LSFD'.format('demo' if smoke else 'paper'), 'rcan demo Student+FAKD+LSFD', 'edsr demo LSFD', 'san demo LSFD', 'edsr demo FAKD', 'rcan demo DUKD'):
+        for precision in ('bf16', 'fp32'):
             attempt(keep, partial(against_plain, case, pairs, engine, precision), what='equality', case=case, engine=engine, precision=precision)
 
 def counts(keep, smoke):
@@ -102,14 +107,14 @@ def refuses(o):
 
 def behaviour(keep, smoke):
     kind, demo = 'graph' if gpu else 'eager', lambda: make('rcan', 'demo', 'LSFD').to(where)
-    def check(case, f): attempt(keep, f, what='equality', case=case, engine=kind, precision='fp32')
+    def check(case, f, precision='fp32'): attempt(keep, f, what='equality', case=case, engine=kind, precision=precision)
     def same(make, bound=1e-3, ran=kind, **recipe):
         plain, e = (after(make(), engine, **recipe) for engine in ('eager', kind)); plain.finish(); e.finish()   # the average, if there is one
         apart = [off(weights(e.objective), weights(plain.objective))]
         apart += [off(a.float(), b.float()) for a, b in zip(e.objective.student.buffers(), plain.objective.student.buffers())]
         return dict(ran=e.kind, gradient_off=max(apart), ok=e.kind == ran and max(apart) <= bound)
     check('batch normalisation, dropout, another shape', partial(same, noisy))
-    for extra in (dict(clip=.1), dict(ema=.9), dict(precision='bf16')): check(f'some steps, {extra}', partial(same, demo, .02, **extra))
+    for extra in (dict(clip=.1), dict(ema=.9), dict(precision='bf16')): check(f'some steps, {extra}', partial(same, demo, .02, **extra), extra.get('precision', 'fp32'))
     def resumed():
         whole, half, again = after(demo(), kind), after(demo(), kind, (2, 2)), Engine(demo(), Recipe(engine=kind))
         again.objective.load_state_dict(half.objective.state_dict()); again.load_state_dict(copy.deepcopy(half.state_dict()))
@@ -155,7 +160,7 @@ def timed(build, pairs, kind, smoke):
     start, second = seconds(step), seconds(step)
     turns = 1 if smoke else max(3, min(20, int(1/second)))
     took, without = (sorted(seconds(f, turns) for _ in range(3))[1] for f in (step, bare))
-    row = dict(ran=e.kind, seconds=took, start=start, data_share=1 - without/took, ok=e.kind == kind,
+    row = dict(ran=e.kind, aside=aside(e), seconds=took, start=start, data_share=1 - without/took, ok=e.kind == kind,
                teacher_cast=e.teacher is not None and any(p.dtype == torch.bfloat16 for p in e.teacher.parameters()))
     try: row |= launches(partial(step, 0), where)
     except Exception as wrong: print(f'launches not counted: {wrong}')
