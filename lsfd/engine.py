@@ -13,7 +13,6 @@ from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from .adapt import inference
 from .distill import members, trainable
 from .efficiency import clock
 from .lanes import Lanes, Weights

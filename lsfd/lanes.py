@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['streams', 'Lanes', 'aside', 'conv', 'conv_grad', 'SideConv', 'usual', 'can_be_aside', 'Weights']
 
-# %% ../nbs/4_training/02a_lanes.ipynb #8c5cc5ad
+# %% ../nbs/4_training/02a_lanes.ipynb #dc273046
 import threading, torch
 from collections import Counter
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from typing import Sequence
 
-# %% ../nbs/4_training/02a_lanes.ipynb #ba08e059
+# %% ../nbs/4_training/02a_lanes.ipynb #621d0856
 @lru_cache
 def streams(device, n): return [torch.cuda.Stream(device) for _ in range(n)] if device.type == 'cuda' else []
 
@@ -37,7 +37,7 @@ class Lanes:
 
     def __exit__(self, *wrong): self.join()
 
-# %% ../nbs/4_training/02a_lanes.ipynb #5db4c8bd
+# %% ../nbs/4_training/02a_lanes.ipynb #890349a7
 @patch
 def join(self:Lanes):
     "Wait for all of them."
@@ -45,7 +45,7 @@ def join(self:Lanes):
     for s in self.streams: self.here.wait_stream(s)
     self.held.clear(); Lanes.now = None; self.turn.release()
 
-# %% ../nbs/4_training/02a_lanes.ipynb #9d2be226
+# %% ../nbs/4_training/02a_lanes.ipynb #f0b9789f
 def aside(i, f, *given):
     "Begin `f(*given)` on lane `i`; returns a function that waits for what it makes. Without lanes, and within one, it runs here."
     lanes = Lanes.now
@@ -58,7 +58,7 @@ def aside(i, f, *given):
     def wait(): lanes.current().wait_event(done); return made
     return wait
 
-# %% ../nbs/4_training/02a_lanes.ipynb #5a8b6aef
+# %% ../nbs/4_training/02a_lanes.ipynb #f4909e09
 def _last(x): return x.contiguous(memory_format=torch.channels_last)
 
 @torch.library.custom_op('lsfd::conv', mutates_args=())
@@ -66,7 +66,7 @@ def conv(x: torch.Tensor, w: torch.Tensor, padding: Sequence[int]) -> torch.Tens
     "A convolution of stride 1, without bias, whose weights' gradient goes to the open `Lanes`."
     return _last(F.conv2d(x, w, padding=padding))
 
-# %% ../nbs/4_training/02a_lanes.ipynb #0e50f13f
+# %% ../nbs/4_training/02a_lanes.ipynb #e7e60cc5
 @torch.library.custom_op('lsfd::conv_grad', mutates_args=())
 def conv_grad(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     "The gradient with respect to `x`; that of `w` is left with the lanes."
@@ -76,18 +76,18 @@ def conv_grad(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor, padding: Sequen
     Lanes.now.weight_gradient(w, lambda: gradient(1), g, x)
     return _last(gradient(0))
 
-# %% ../nbs/4_training/02a_lanes.ipynb #074fabe7
+# %% ../nbs/4_training/02a_lanes.ipynb #456c43a8
 @conv.register_fake
 def _(x, w, padding): return _last(F.conv2d(x, w, padding=padding))
 @conv_grad.register_fake
 def _(g, x, w, padding): return torch.empty_like(x, memory_format=torch.channels_last)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #70b21977
+# %% ../nbs/4_training/02a_lanes.ipynb #e17437e1
 def _keep(ctx, inputs, output): ctx.save_for_backward(*inputs[:2]); ctx.padding = inputs[2]
 def _backward(ctx, g): return conv_grad(g, *ctx.saved_tensors, ctx.padding), None, None
 conv.register_autograd(_backward, setup_context=_keep)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #e943bfbe
+# %% ../nbs/4_training/02a_lanes.ipynb #92f14361
 @patch
 def weight_gradient(self:Lanes, w, make, *read):
     "While they collect, let `make()` compute a gradient of `w` from the tensors `read`, on one of the lanes for weights."
@@ -100,7 +100,7 @@ def weight_gradient(self:Lanes, w, make, *read):
     else: made = make()
     self.grads.setdefault(w.data_ptr(), []).append(made)
 
-# %% ../nbs/4_training/02a_lanes.ipynb #a8d5e8b6
+# %% ../nbs/4_training/02a_lanes.ipynb #4adff9d5
 class SideConv(nn.Conv2d):
     "A convolution that computes as `nn.Conv2d` does, and leaves the gradient of its weights with the lanes."
     def forward(self, x):
@@ -109,7 +109,7 @@ class SideConv(nn.Conv2d):
         return y if self.bias is None else y + self.bias[:, None, None]
 
 def usual(m):
-    "Does the convolution have a weight of its own (not one computed by `weight_norm`, say), without hooks?"
+    "Does the convolution have a weight of its own (not one computed from others, as in a pruned network), without hooks?"
     ps = [p for p in m._parameters.values() if p is not None]
     return m._parameters.get('weight') is not None and not any(p._backward_hooks or getattr(p, '_post_accumulate_grad_hooks', None) for p in ps)
 
@@ -118,7 +118,7 @@ def can_be_aside(m):
     plain = type(m) is nn.Conv2d and (m.stride, m.dilation, m.groups, m.padding_mode) == ((1, 1), (1, 1), 1, 'zeros')
     return plain and usual(m) and not isinstance(m.padding, str) and m.weight.requires_grad
 
-# %% ../nbs/4_training/02a_lanes.ipynb #67ff2841
+# %% ../nbs/4_training/02a_lanes.ipynb #a9d2f514
 class Weights:
     "What the convolutions `convs` compute with in a step: `kind`, if given, is the precision that their parameters are cast to."
     def __init__(self, convs, kind=None):
@@ -126,12 +126,12 @@ class Weights:
         learn = {p for m in self.convs for p in m.parameters(recurse=False) if p.requires_grad} if kind else ()
         self.cast = {p: nn.Parameter(torch.empty_like(p, dtype=kind)) for p in learn}
 
-# %% ../nbs/4_training/02a_lanes.ipynb #5b7bfd51
+# %% ../nbs/4_training/02a_lanes.ipynb #4b8bdb09
 @patch
 def exchange(self:Weights, new):   # {parameter: the one to have instead}
     for m in self.convs: m._parameters.update({k: new[p] for k, p in m._parameters.items() if p in new})
 
-# %% ../nbs/4_training/02a_lanes.ipynb #44c7de7f
+# %% ../nbs/4_training/02a_lanes.ipynb #e0acebc1
 @patch
 @contextmanager
 def used(self:Weights):
@@ -147,7 +147,7 @@ def used(self:Weights):
         for m in self.aside: m.__class__ = nn.Conv2d
         self.exchange({half: p for p, half in self.cast.items()})
 
-# %% ../nbs/4_training/02a_lanes.ipynb #6b8ed03a
+# %% ../nbs/4_training/02a_lanes.ipynb #bce79804
 @patch
 def gather(self:Weights, grads):   # of `Lanes`, which have joined
     "Within `used`, after backward: what the lanes and the cast copies have of the parameters' gradients is added to them."
