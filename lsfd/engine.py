@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .distill import members, trainable
 from .efficiency import clock
-from .lanes import Lanes, Weights
+from .lanes import Lanes, Weights, streams
 from .layers import Block, StaysFp32
 from .state import world
 from .step import Average, clip_gradients, forward, unnoticed
@@ -110,7 +110,7 @@ def captured(step, device):
     sync = torch.cuda.get_sync_debug_mode()
     with torch.cuda.device(device), warnings.catch_warnings(), torch.cuda.stream(here := torch.cuda.current_stream()):
         warnings.filterwarnings('ignore', _expected)
-        graph, trials, capture = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.Stream()
+        graph, (trials, capture) = torch.cuda.CUDAGraph(), streams(torch.device(device), 2)
         trials.wait_stream(here)
         try:
             with torch.cuda.stream(trials):
