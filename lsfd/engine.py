@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .distill import members, trainable
 from .efficiency import clock
-from .lanes import Lanes, Weights, streams
+from .lanes import Foreign, Lanes, Weights, streams
 from .layers import Block, StaysFp32
 from .state import world
 from .step import Average, clip_gradients, forward, unnoticed
@@ -108,7 +108,7 @@ def random_states(): return random.getstate(), torch.get_rng_state().tolist(), s
 def captured(step, device):
     "The step as one CUDA graph."
     sync = torch.cuda.get_sync_debug_mode()
-    with torch.cuda.device(device), warnings.catch_warnings(), torch.cuda.stream(here := torch.cuda.current_stream()):
+    with Lanes.turn, torch.cuda.device(device), warnings.catch_warnings(), torch.cuda.stream(here := torch.cuda.current_stream()):
         warnings.filterwarnings('ignore', _expected)
         graph, (trials, capture) = torch.cuda.CUDAGraph(), streams(torch.device(device), 2)
         trials.wait_stream(here)
@@ -161,7 +161,10 @@ def gradients(self:Engine, batch, precision):
 @patch
 def run(self:Engine, batch):
     "One step, kernel after kernel."
-    losses = self.gradients(batch, self.recipe.precision)
+    try: losses = self.gradients(batch, self.recipe.precision)
+    except Foreign as e:
+        print(f'engine: without lanes from here on ({e})'); self.weights = None
+        losses = self.gradients(batch, self.recipe.precision)
     if self.clip: self.clip()
     self.optimiser.step()
     return {k: v.detach() for k, v in losses.items()}
@@ -196,19 +199,21 @@ def networks(self:Engine):
 
 # %% ../nbs/4_training/03a_engine.ipynb #77834c75
 @patch
-def as_plain(self:Engine, batch, weights, precision, bound):
-    "Is the gradient of a batch with these `Weights` the plain one, parameter by parameter?"
+def unlike_plain(self:Engine, batch, weights, precision, bound, noise=0.):
+    "Why the gradient of a batch with these `Weights` is not the plain one, parameter by parameter; empty if it is."
     def found(weights):
         self.weights = weights
         try:
-            with unnoticed(self.objective): self.gradients(batch, precision)
+            with unnoticed(self.objective, self.optimiser):
+                with torch.no_grad(): [p.add_(noise*torch.randn_like(p)) for p in trainable(self.objective)]
+                self.gradients(batch, precision)
             return [p.grad for p in trainable(self.objective)]
         finally: self.weights = None
     try: plain, new = found(None), found(weights)
-    except Exception: return False
+    except Exception as e: return f'{type(e).__name__}: {(str(e).strip() or "?").splitlines()[0][:80]}'
     size = bound*1e-3*sum(g.norm()**2 for g in plain if g is not None)**.5
     def close(a, b): return a is b or None not in (a, b) and bool((a - b).norm() <= bound*a.norm() + size)
-    return all(map(close, plain, new))
+    return '' if all(map(close, plain, new)) else 'gradients would differ'
 
 # %% ../nbs/4_training/03a_engine.ipynb #5da41537
 @patch
@@ -217,9 +222,10 @@ def step_weights(self:Engine, batch):
     batch, half = [x[:2] for x in batch], torch.bfloat16 if self.recipe.precision == 'bf16' else None
     learners = [m for net in self.objective.learners().values() for m in convolutions(net)]
     cast, apart = Weights(learners, half), Weights(learners); cast.aside = []
-    if half and not self.as_plain(batch, cast, 'bf16', .05): return None, 'weights are not cast together, which would change gradients'
-    if not self.as_plain(batch, apart, 'fp32', .01): return cast, 'gradients of weights are not aside, where they would differ'
+    if half and (why := self.unlike_plain(batch, cast, 'bf16', .05)): return None, f'weights are not cast together: {why}'
+    if why := self.unlike_plain(batch, apart, 'fp32', .01, noise=.01): return cast, f'gradients of weights are not aside: {why}'
     cast.aside = [m for m in apart.aside if self.lanes.uses[m.weight.data_ptr()] == 1]     # a layer used twice is left to autograd
+    self.lanes.grads, apart = {}, None; self.optimiser.zero_grad()
     return cast, ''
 
 # %% ../nbs/4_training/03a_engine.ipynb #e065
