@@ -225,7 +225,7 @@ def step_weights(self:Engine, batch):
     if half and (why := self.unlike_plain(batch, cast, 'bf16', .05)): return None, f'weights are not cast together: {why}'
     if why := self.unlike_plain(batch, apart, 'fp32', .01, noise=.01): return cast, f'gradients of weights are not aside: {why}'
     cast.aside = [m for m in apart.aside if self.lanes.uses[m.weight.data_ptr()] == 1]     # a layer used twice is left to autograd
-    self.lanes.grads, apart = {}, None; self.optimiser.zero_grad()
+    self.optimiser.zero_grad()      # memory of the comparison
     return cast, ''
 
 # %% ../nbs/4_training/03a_engine.ipynb #e065

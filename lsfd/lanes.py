@@ -32,8 +32,10 @@ class Lanes:
         self.turn.acquire()
         self.grads, self.uses, self.held, self.collects = {}, Counter(), [], False
         self.open, self.before, Lanes.now, self.thread = True, Lanes.now, self, threading.get_ident()
-        self.here = self.current() if self.streams else None
-        for s in self.streams: s.wait_stream(self.here)
+        try:
+            self.here = self.current() if self.streams else None
+            for s in self.streams: s.wait_stream(self.here)
+        except Exception: self.join(); raise      # or the turn would never end
         return self
 
     def __exit__(self, *wrong): self.join()
